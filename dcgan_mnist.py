@@ -439,8 +439,8 @@ def parse_args(argv):
                 flag = "--" + name.replace("_", "-")
                 fail(f"{flag}: {path} was made with {value}, not {vars(args)[name]}; leave {flag} out")
     for name, value in vars(args).items():
-        free = name in ("seed", "instance_noise") or type(value) not in (int, float)
-        if not free and not 0 < value < math.inf:
+        checked = type(value) in (int, float) and name not in ("seed", "instance_noise")
+        if checked and not 0 < value < math.inf:
             fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
     if args.real_label > 1:
         fail(f"--real-label: {args.real_label} is no probability; give one, above 0 and at most 1")
