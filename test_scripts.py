@@ -294,6 +294,18 @@ def test_every_real_image_is_seen_once_an_epoch_in_a_new_order(script, flags, sm
     assert first != truth[:90]
 
 
+def test_noise_is_fresh_at_every_step(script, flags, monkeypatch):
+    seeds, original = [], script.train_step
+
+    def train_step(*args):
+        seeds.extend(arg.initial_seed() for arg in args if isinstance(arg, torch.Generator))
+        return original(*args)
+
+    monkeypatch.setattr(script, "train_step", train_step)
+    script.main(flags)
+    assert len(set(seeds)) == 12
+
+
 def test_the_grid_shows_the_same_noise_each_epoch(script, flags, monkeypatch):
     seen, original = [], script.sample
 
@@ -587,7 +599,7 @@ def test_loss_that_is_not_finite(script, flags, tmp_path, capsys):
 
 def test_weights_that_are_not_finite_are_never_saved(script, flags, tmp_path, capsys):
     """The loss of the last step before a save can be finite, and its update still ruin the weights."""
-    fails(script, [*flags, "--lr-d", "1e38", "--max-steps", "1"], capsys, "step 1:", "not finite", status=1)
+    fails(script, [*flags, "--lr-g", "1e300", "--max-steps", "1"], capsys, "step 1:", "not finite", status=1)
     assert read(tmp_path / "run" / "checkpoint.pt")["step"] == 0
 
 
