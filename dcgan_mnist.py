@@ -138,6 +138,7 @@ def generator_loss(fake_logits):
 # What a step reports, grouped by the panels of losses.png.
 PANELS = {"loss": ("d_loss", "g_loss"), "probability": ("d_real", "d_fake"), "diversity": ("diversity",)}
 METRICS = [name for names in PANELS.values() for name in names]
+WARM_UP = 100  # steps before the monitor speaks: what an untrained generator makes is all alike
 
 
 def train_step(generator, discriminator, optimizer_g, optimizer_d, real, rng, autocast, real_label, noise):
@@ -180,7 +181,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, rng, au
 
 def diagnose(steps, real_label):
     """Remarks on the health of an epoch, from its METRICS (steps, 5); none when all seems well."""
-    d_real, d_fake, diversity = steps.mean(0)[2:].tolist()
+    d_real, d_fake = steps[:, 2].mean(), steps[:, 3].mean()
     g_loss = steps[: len(steps) // 20 * 20, 1].view(-1, 20)
     spikes = g_loss.amax(1) > 2 * g_loss.median(1).values  # one for every 20 steps
     remarks = []
@@ -188,7 +189,7 @@ def diagnose(steps, real_label):
         remarks.append("discriminator too strong, never fooled: try a lower --lr-d, or --real-label 0.8")
     if spikes.sum() >= 3 and spikes.float().mean() > 1 / 3:
         remarks.append("unstable, G's loss spikes again and again: try lower --lr-g and --lr-d")
-    if diversity < 0.5:
+    if steps[-20:, 4].mean() < 0.5:
         remarks.append("mode collapse, samples are too alike: try --instance-noise 0.1, or wgan_gp.py")
     return remarks
 
@@ -485,7 +486,8 @@ def train(args, device):
                 metrics = train_step(*parts.values(), real, rng, autocast, args.real_label, noise)
                 run.pending.append(torch.stack(list(metrics.values())))
             grid, walk = make_grid(sample(generator, fixed_z), 8), make_grid(sample(generator, walk_z), 10)
-            for remark in diagnose(run.end_epoch(grid, walk), args.real_label):
+            epoch = run.end_epoch(grid, walk)
+            for remark in diagnose(epoch, args.real_label) if run.step >= WARM_UP else ():
                 print(f"  {remark}", flush=True)
     print(f"{run.step} steps done, see {run.folder}")
 

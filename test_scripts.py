@@ -995,12 +995,19 @@ def test_monitor_names_what_it_sees():
     assert "mode collapse" in remark
     assert "--instance-noise" in remark
     assert "wgan_gp.py" in remark
+    late = history()
+    late[-20:, 4] = 0.1
+    assert "mode collapse" in dcgan_mnist.diagnose(late, 0.9)[0]
     assert len(dcgan_mnist.diagnose(history(d_real=0.89, d_fake=0.01, diversity=0.05), 0.9)) == 2
 
 
 def test_monitor_speaks_after_the_epoch(flags, monkeypatch, capsys):
     monkeypatch.setattr(dcgan_mnist, "diagnose", lambda steps, label: [f"{len(steps)} steps, {label}"])
-    dcgan_mnist.main([*flags, "--max-steps", "8", "--real-label", "0.7"])
+    flags += ["--max-steps", "8", "--real-label", "0.7"]
+    dcgan_mnist.main(flags)
+    assert "\n  " not in capsys.readouterr().out  # eight steps are too few for a verdict
+    monkeypatch.setattr(dcgan_mnist, "WARM_UP", 6)
+    dcgan_mnist.main([*flags, "--out-dir", flags[flags.index("--out-dir") + 1] + "2"])
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if line.startswith("  ")] == ["  6 steps, 0.7", "  2 steps, 0.7"]
 
