@@ -221,7 +221,7 @@ def load_images(name, data_dir):
         return DATASETS[name](data_dir, download=True).data.unsqueeze(1)
     except Exception as error:  # its type depends on where torchvision stumbles
         if all((raw / file).is_file() for file in files):
-            fail(f"--data-dir: {files[0]} or {files[1]} in {raw} is damaged; replace both ({error})")
+            fail(f"--data-dir: {files[0]} or {files[1]} in {raw} is damaged; replace both ({error!r})")
         hint = "MNIST ships with this script's repository, in data/MNIST/raw"
         fail(f"--data-dir: no {name} in {raw}, and no download; put {', '.join(files)} there ({hint})")
 
@@ -336,7 +336,7 @@ class Run:
         finite = [*(all(map(math.isfinite, row)) for row in rows), weights.all().item()]
         if not all(finite):
             step = min(len(self.history) + finite.index(False) + 1, self.step)
-            fail(f"step {step}: loss not finite; lower --lr-g or --lr-d (the checkpoint is from before)", 1)
+            fail(f"step {step}: loss not finite; lower --lr-g or --lr-d (the last checkpoint is good)", 1)
         self.history, self.pending = self.history + rows, []
 
     def save(self):
@@ -457,7 +457,7 @@ def parse_args(argv):
 
 def train(args, device):
     """Train from the start, or from the checkpoint args.resume."""
-    torch.backends.cudnn.deterministic = True  # so that a resumed run ends with the same bits on CUDA too
+    torch.backends.cudnn.deterministic = True  # resuming bit for bit on CUDA needs it
     images = load_images(args.dataset, args.data_dir).to(device)
     torch.manual_seed(args.seed)
     generator = Generator(args.latent_dim, args.refine).apply(init_weights).to(device)

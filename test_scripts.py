@@ -695,6 +695,13 @@ def test_truncated_data(script, flags, small_data, tmp_path, capsys, name, share
     assert not (tmp_path / "run").exists()
 
 
+def test_output_folder_without_permission(script, flags, tmp_path, capsys, monkeypatch):
+    """Asked of the system and not tried, because root may write anywhere."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    fails(script, flags, capsys, "--out-dir", tmp_path / "run", "not writable")
+    assert not list((tmp_path / "run").iterdir())
+
+
 def test_bad_output_folders(script, flags, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     locked = tmp_path / "locked"
