@@ -197,7 +197,11 @@ def diagnose(steps, real_label):
 # ---- Plumbing ----------------------------------------------------------------------------------------------
 
 SCRIPT = Path(__file__).stem
-DATASETS = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}
+IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+DATASETS = {  # torchvision's class, the folder where it looks, and the files there
+    "mnist": (datasets.MNIST, "MNIST/raw", IDX),
+    "fashion_mnist": (datasets.FashionMNIST, "FashionMNIST/raw", IDX),
+}
 LOG_EVERY = 20  # steps between rows of history.csv
 SAVE_EVERY = 600  # seconds between checkpoints inside a long epoch
 
@@ -213,24 +217,24 @@ def stream(device, *key):
     return torch.Generator(device).manual_seed(random.Random(repr(key)).getrandbits(63))
 
 
-def load_images(name, data_dir):
-    """The training images as uint8 (N, 1, H, W); torchvision downloads what `data_dir` lacks."""
-    files = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    raw = Path(data_dir, DATASETS[name].__name__, "raw")
+def open_dataset(name, data_dir):
+    """torchvision's training set of that name; torchvision downloads what `data_dir` lacks."""
+    kind, subfolder, files = DATASETS[name]
+    folder, names = Path(data_dir, subfolder), ", ".join(files)
     try:
-        return DATASETS[name](data_dir, download=True).data.unsqueeze(1)
+        return kind(data_dir, download=True)
     except Exception as error:  # its type depends on where torchvision stumbles
-        if all((raw / file).is_file() for file in files):
-            fail(f"--data-dir: {files[0]} or {files[1]} in {raw} is damaged; replace both ({error!r})")
+        if all((folder / file).is_file() for file in files):
+            fail(f"--data-dir: {folder} is damaged; replace {names} ({error!r})")
         hint = "MNIST ships with this script's repository, in data/MNIST/raw"
-        fail(f"--data-dir: no {name} in {raw}, and no download; put {', '.join(files)} there ({hint})")
+        fail(f"--data-dir: no {name} in {folder}, and no download; put {names} there ({hint})")
 
 
 @torch.no_grad()
-def sample(generator, z):
-    """uint8 images (N, C, H, W) on the CPU; in eval mode, so that each depends on its own row of z alone."""
+def sample(generator, *inputs):
+    """uint8 images (N, C, H, W) on the CPU; in eval mode, so that each depends on its own inputs alone."""
     generator.eval()
-    images = torch.cat([generator(chunk) for chunk in z.split(256)])
+    images = torch.cat([generator(*chunk) for chunk in zip(*(rows.split(256) for rows in inputs))])
     generator.train()
     return images.add(1).mul(127.5).round().to("cpu", torch.uint8)
 
@@ -273,21 +277,30 @@ def load_checkpoint(path, **parts):
 class Run:
     """A training run: its folder, how many steps it has done, the metrics of each, and its checkpoint."""
 
-    def __init__(self, args, images, **parts):
-        self.args, self.images, self.parts, self.signals = args, images, parts, []
+    quiet = False  # no progress bar
+
+    def __init__(self, args, images, device, batches=1, **parts):
+        self.args, self.images, self.device, self.parts, self.signals = args, images, device, parts, []
         self.history, self.pending = [], []  # metrics: rows of numbers, and tensors still on the device
-        if not 2 <= args.batch_size <= len(images):
-            fail(f"--batch-size: {args.batch_size} is not from 2 to {len(images)}, the number of images")
-        self.steps_per_epoch = len(images) // args.batch_size
+        self.size = args.batch_size * batches  # images that a step takes
+        if args.batch_size < 2 or self.size > len(images):
+            most = f"{len(images) // batches}, with {len(images)} images to take"
+            fail(f"--batch-size: {args.batch_size} is not from 2 to {most}")
+        self.steps_per_epoch = len(images) // self.size
         self.last_step = min(args.epochs * self.steps_per_epoch, args.max_steps or sys.maxsize)
         if args.resume:
             self.history = load_checkpoint(args.resume, **parts)["history"].tolist()
-        else:
-            args.out_dir = str(new_folder(args.out_dir, f"runs/{SCRIPT}"))
-        self.folder, self.step = Path(args.out_dir), len(self.history)
-        config = {**vars(args), "device": str(images.device), "torch": torch.__version__}
+        self.step = len(self.history)
+        self.open()
+
+    def open(self):
+        """Make the folder, or use that of the resumed run, and write the first files there."""
+        if not self.args.resume:
+            self.args.out_dir = str(new_folder(self.args.out_dir, f"runs/{SCRIPT}"))
+        self.folder = Path(self.args.out_dir)
+        config = {**vars(self.args), "device": str(self.device), "torch": torch.__version__}
         (self.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if args.tensorboard:
+        if self.args.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=self.step + 1)
@@ -307,13 +320,14 @@ class Run:
 
     def epoch(self):
         """Yield the epoch's remaining batches as indices; after each, show progress, save, heed signals."""
-        self.started, size = time.monotonic(), self.args.batch_size
+        self.started = time.monotonic()
         epoch, done = divmod(self.step, self.steps_per_epoch)
         order = torch.randperm(len(self.images), generator=stream("cpu", self.args.seed, "order", epoch))
-        batches = order[: self.steps_per_epoch * size].view(-1, size).to(self.images.device)
+        batches = order[: self.steps_per_epoch * self.size].view(-1, self.size).to(self.images.device)
         rest = batches[done : done + self.last_step - self.step]
         title = f"epoch {epoch + 1}/{self.args.epochs}"
-        bar = tqdm(rest, title, len(batches), initial=done, unit=" images", unit_scale=size, leave=False)
+        scale = {"unit": " images", "unit_scale": self.size}
+        bar = tqdm(rest, title, len(batches), initial=done, leave=False, disable=self.quiet, **scale)
         for index in bar:
             yield index
             self.step += 1
@@ -405,7 +419,7 @@ def parse_args(argv):
     parser.error = fail
     add = parser.add_argument
     add("--epochs", type=int, default=25, help="passes over the training set")
-    add("--max-steps", type=int, help="stop after this many training steps, if that comes sooner")
+    add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
     add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminator")
@@ -429,7 +443,8 @@ def parse_args(argv):
         fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
     if path := args.resume or args.checkpoint:
         settings = load_checkpoint(path)["settings"]
-        settings |= {name: vars(args)[name] for name in ("resume", "generate", "checkpoint", "out_dir")}
+        asked = ("resume", "generate", "checkpoint", "out_dir")
+        settings |= {name: vars(args)[name] for name in asked}
         if args.resume:
             settings["out_dir"] = str(Path(path).parent)
         parser.set_defaults(**settings)
@@ -458,7 +473,7 @@ def parse_args(argv):
 def train(args, device):
     """Train from the start, or from the checkpoint args.resume."""
     torch.backends.cudnn.deterministic = True  # resuming bit for bit on CUDA needs it
-    images = load_images(args.dataset, args.data_dir).to(device)
+    images = open_dataset(args.dataset, args.data_dir).data.unsqueeze(1).to(device)
     torch.manual_seed(args.seed)
     generator = Generator(args.latent_dim, args.refine).apply(init_weights).to(device)
     discriminator = Discriminator().apply(init_weights).to(device)
@@ -476,7 +491,7 @@ def train(args, device):
     angle = torch.linspace(0, math.pi / 2, 10, device=device)[:, None]
     walk_z = torch.cat([angle.cos() * z1 + angle.sin() * z2 for z1, z2 in fixed_z[:16].split(2)])
 
-    with Run(args, images, **parts) as run:
+    with Run(args, images, device, **parts) as run:
         print(f"{len(images):,} images, {run.steps_per_epoch} steps an epoch, on {device}, into {run.folder}")
         while run.step < run.last_step:
             for index in run.epoch():
