@@ -152,7 +152,7 @@ DATASETS = {  # torchvision's class, the folder where it looks, and the files th
     "fashion_mnist": (datasets.FashionMNIST, "FashionMNIST/raw", IDX),
     "cifar10": (datasets.CIFAR10, datasets.CIFAR10.base_folder, CIFAR),
 }
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
+SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
 CACHE = Path("data", "cache")  # decoded folders of images
 LOG_EVERY = 20  # steps between rows of history.csv
 SAVE_EVERY = 600  # seconds between checkpoints inside a long epoch
@@ -246,8 +246,9 @@ def map_folder(folder):
         bad, partial = [], cache.with_suffix(f".{os.getpid()}")
         try:
             with ThreadPool(os.cpu_count()) as pool, open(partial, "wb") as out:
-                decoded = tqdm(pool.imap(decode, files, chunksize=16), "decoding", len(files), unit=" images")
-                for path, pixels in zip(files, decoded):
+                decoded = pool.imap(decode, files, chunksize=16)
+                bar = tqdm(decoded, "decoding", len(files), unit=" images", disable=not files)
+                for path, pixels in zip(files, bar):
                     if pixels:
                         out.write(pixels)
                     else:
