@@ -72,23 +72,12 @@ class Critic(nn.Module):
             nn.Conv2d(256, 1, 5, stride=2, padding=1, bias=False),  # (N, 1, 1, 1); a bias would cancel out
             nn.Flatten(),  # (N, 1)
         )
-        self.apply(init_weights)  # here, because spectral_norm takes the weights over
         for layer in self.layers:
             if spectral and isinstance(layer, nn.Conv2d):
                 spectral_norm(layer)  # divides the weight by its largest singular value
 
     def forward(self, images):
         return self.layers(images).float()
-
-
-def init_weights(module):
-    """Weights from N(0, 0.02), those of batch normalisation from N(1, 0.02), biases 0."""
-    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-        nn.init.normal_(module.weight, 0.0, 0.02)
-    elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
-    if getattr(module, "bias", None) is not None:
-        nn.init.zeros_(module.bias)
 
 
 # ---- Losses ------------------------------------------------------------------------------------------------
@@ -452,7 +441,7 @@ def train(args, device):
     torch.backends.cudnn.deterministic = True  # resuming bit for bit on CUDA needs it
     images = to_32x32(open_dataset(args.dataset, args.data_dir).data).to(device)
     torch.manual_seed(args.seed)
-    generator = Generator(args.latent_dim, images.shape[1]).apply(init_weights).to(device)
+    generator = Generator(args.latent_dim, images.shape[1]).to(device)
     critic = Critic(images.shape[1], args.critic_norm, not args.no_spectral_norm).to(device)
     adam = {"betas": (0.5, 0.999), "fused": True}
     parts = {
