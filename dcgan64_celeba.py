@@ -225,7 +225,9 @@ def decode(path):
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return ImageOps.fit(image.convert("RGB"), (64, 64), Image.Resampling.BILINEAR).tobytes()
+            if image.mode != "RGB":
+                image = image.convert("RGB")
+            return ImageOps.fit(image, (64, 64), Image.Resampling.BILINEAR).tobytes()
     except Exception:  # its type depends on the format and the damage
         return None
 
@@ -466,20 +468,26 @@ class SharedRun(Run):
                 heard = torch.tensor(max(self.signals, default=0))
                 distributed.all_reduce(heard, distributed.ReduceOp.MAX)
                 self.signals = [heard.item()] if heard else []
+                if self.signals and self.rank:
+                    raise SystemExit(128 + self.signals[0])  # the first saves, and says so
 
 
 def connect(device):
-    """Join the processes that torchrun started; returns this one's rank, and how many there are."""
-    rank, world = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    if world > 1:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        distributed.init_process_group(backend, timeout=timedelta(hours=12))  # a first decoding may be long
-        atexit.register(distributed.destroy_process_group)
+    """Join the processes that torchrun started. Returns this one's rank, their number, and its device."""
+    rank, local, world = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    if world < 2:
+        return 0, 1, device
+    if device.type == "cuda":
+        if local >= torch.cuda.device_count():
+            fail(f"--device: more processes than GPUs; give torchrun {torch.cuda.device_count()} at most")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(hours=12))  # a first decoding may be long
+    atexit.register(distributed.destroy_process_group)
     if rank:
         sys.stdout = open(os.devnull, "w")
-    return rank, world
+    return rank, world, device
 
 
 def pick_device(name):
@@ -546,7 +554,7 @@ def parse_args(argv):
 def train(args, device):
     """Train from the start, or from the checkpoint args.resume."""
     torch.backends.cudnn.deterministic = True  # resuming bit for bit on CUDA needs it
-    rank, world = connect(device)
+    rank, world, device = connect(device)
     if args.batch_size % world:
         fail(f"--batch-size: {args.batch_size} images cannot be shared by {world} processes; give a multiple")
     images = load_images(args.dataset, args.data_dir, rank)
