@@ -222,7 +222,7 @@ def decode(path):
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16 bits of grey
                 image = image.point(lambda value: value / 257).convert("L")
-            if image.has_transparency_data:
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             if image.mode != "RGB":
