@@ -1,6 +1,39 @@
-"""DCGAN for 32x32 images with the Wasserstein loss, and a critic kept in check by spectral normalisation.
+"""DCGAN for 32x32 images with the Wasserstein loss, its critic held in check by spectral normalisation.
 
-LESSON
+    python dcgan32_wgan_sn.py                       # 20,000 steps of Fashion-MNIST
+    python dcgan32_wgan_sn.py --epochs 5 --device cuda
+    python dcgan32_wgan_sn.py --dataset cifar10     # the same networks in colour
+
+The loss is the one of wgan_gp.py without its penalty. The critic C maximises, the generator G minimises
+
+    E[C(x)] - E[C(G(z))]
+
+Over all C whose slope is at most K, its maximum is K times the Wasserstein distance between real images and
+fakes; with no such bound, C gains by multiplying its scores without end. Here the bound is built into the
+layers: spectral normalisation divides the weight of each convolution, written as a matrix (outputs, inputs
+x 25), by its largest singular value, which one step of power iteration at each use keeps up to date.
+LeakyReLU has slope 1 at most, so the product over the layers bounds C. Not by 1: a pixel lies under up to 9
+of the 5x5 windows at stride 2, so a convolution can stretch by 3 though its matrix cannot.
+
+Batch normalisation in C undoes this: it divides by a standard deviation, and if that is small, the slope is
+large again. `slope` shows it, the mean of |C(x) - C(G(z))| / |x - G(z)| over pairs of a batch.
+
+What is different from dcgan_mnist.py: this loss; one step of C, then one of G on fresh noise; z from the
+cube U(-1, 1)^100, so that straight walks stay within; one more upsampling; batches of 32; learning rates
+3e-5 for G and 6e-5 for C.
+
+What to watch (20,000 steps, seed 42, bf16; pictures in the README): at first the critic was far ahead, by a
+difference of up to 88 at a slope of 3.4, and the samples were dots. At step 1,960 G had caught up, the
+slope was 0.25, and for the rest of the run the difference stayed within 6 of 0, 0.6 in the last epoch:
+these numbers tell when the game is balanced, and not how good the pictures are, for those went on from
+blurs (4,000 steps) to garments (8,000) to clear ones of many kinds (20,000). With batch normalisation in C
+the critic was still ahead at step 4,000, by 115 in the last epoch at a slope of 4.6, and the samples were
+blots.
+
+Papers: Arjovsky et al. 2017, arXiv 1701.07875, equation 2 (which clips weights, and trains C five times);
+Miyato et al. 2018, arXiv 1802.05957, algorithm 1 (with other losses); Radford et al. 2015, arXiv
+1511.06434. The listing that this variant goes back to has kernels of 3 in G's middle layers, which make
+images of 26x26; Adam; no spectral normalisation; and batch normalisation in C, here `--critic-norm batch`.
 """
 
 import argparse

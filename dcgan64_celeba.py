@@ -1,6 +1,34 @@
-"""DCGAN for 64x64 colour pictures: faces, or any folder of images, on one process or many.
+"""DCGAN for 64x64 colour pictures: faces, or any folder of images; on one processor or many.
 
-LESSON
+    python dcgan64_celeba.py --device cuda          # 5 epochs of the faces in data/celeba/img_align_celeba
+    python dcgan64_celeba.py --dataset folder --data-dir ~/Pictures --epochs 50
+    python dcgan64_celeba.py --dataset fashion_mnist
+    torchrun --nproc-per-node=2 dcgan64_celeba.py --device cuda
+
+The architecture of the paper itself: the generator G starts from z as a picture of one pixel and 100
+channels and doubles it four times, from 4x4 to 64x64; the discriminator D is its mirror. The losses are
+those of vanilla_gan.py:
+
+    L_D = -E[log D(x)] - E[log(1 - D(G(z)))]
+    L_G = -E[log D(G(z))]
+
+What is different from dcgan_mnist.py: two more doublings, no fully connected layer at either end, D's
+target for real images is a plain 1. The layers are named as in PyTorch's own DCGAN example, so that its
+weights (netG_epoch_*.pth, netD_epoch_*.pth) load into these networks, and the reverse.
+
+What is larger is the data. 202,599 faces are decoded, cut to their middle square and made 64x64 once, on
+all cores, into a file of 2.5 GB that later runs map into memory: a batch is then 128 rows of it.
+
+Many processes (torchrun) share each batch: each takes its part of the same images and the same noise, and
+DistributedDataParallel averages the gradients. So K processes do what one does, up to batch normalisation,
+which takes its means over each process's own part. One detail is easy to get wrong: D's two forward passes
+come before its backward pass, and D's running means must not be exchanged in between; and G's step goes
+through D without waiting for D's gradients, which it does not want.
+
+What to watch is D(real) and D(fake), as in dcgan_mnist.py. A run of full length has not been measured yet.
+
+Paper: Radford et al. 2015, arXiv 1511.06434. Departures, all as in PyTorch's example: kernels of 4 (the
+paper: 5), half the channels, z normal and not uniform, the fakes of D's step used again in G's.
 """
 
 import argparse
