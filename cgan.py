@@ -22,7 +22,11 @@ are made for the classes of the real batch. `--mlp` is the smallest generator th
 In the sample grid each row is a class and each column a noise vector: what a column has in common (slant,
 width) is style, which z keeps for all classes.
 
-MEASURED
+What to watch (10 epochs, seed 42, bf16, means over an epoch; pictures in the README): after epoch 1 the
+rows of 0, 1 and 7 could be read, those of 2 and 3, or 4 and 9, not be told apart; after 10 every row was
+its digit, and slant and width ran down the columns. The losses hardly moved: L_D from 0.98 to 1.12 in epoch
+3 and back to 1.06, D(real) between 0.56 and 0.61, D(fake) between 0.29 and 0.34. They do not say whether
+the classes are right: the grid does.
 
 `--generate N` fills one folder for each class, in the layout of torchvision's ImageFolder; `--label 7`
 makes that class alone.
