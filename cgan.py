@@ -18,9 +18,9 @@ a distance between real and fake in each class on its own.
 
 What is different from dcgan_mnist.py: in G the class is ten learned numbers beside z; in D it is a learned
 picture, a second channel beside the image (an embedding of 10 and of 784 numbers for each class); the fakes
-are made for the classes of the real batch. `--mlp` is the smallest generator that works: one hidden layer.
-In the sample grid each row is a class and each column a noise vector: what a column has in common (slant,
-width) is style, which z keeps for all classes.
+are made for the classes of the real batch. `--mlp` takes a minimal generator, with one hidden layer. In the
+sample grid each row is a class and each column a noise vector: what a column has in common (slant, width)
+is style, which z keeps for all classes.
 
 What to watch (10 epochs, seed 42, bf16, means over an epoch; pictures in the README): after epoch 1 the
 rows of 0, 1 and 7 could be read, those of 2 and 3, or 4 and 9, not be told apart; after 10 every row was
