@@ -30,10 +30,12 @@ blurs (4,000 steps) to garments (8,000) to clear ones of many kinds (20,000). Wi
 the critic was still ahead at step 4,000, by 115 in the last epoch at a slope of 4.6, and the samples were
 blots.
 
-Papers: Arjovsky et al. 2017, arXiv 1701.07875, equation 2 (which clips weights, and trains C five times);
-Miyato et al. 2018, arXiv 1802.05957, algorithm 1 (with other losses); Radford et al. 2015, arXiv
-1511.06434. The listing that this variant goes back to has kernels of 3 in G's middle layers, which make
-images of 26x26; Adam; no spectral normalisation; and batch normalisation in C, here `--critic-norm batch`.
+Papers: Arjovsky et al. 2017, arXiv 1701.07875, equation 2; Miyato et al. 2018, arXiv 1802.05957, algorithm
+1; Radford et al. 2015, arXiv 1511.06434. Departures: from the first, no clipping of weights, Adam in place
+of RMSProp, and one step of C for one of G, not five; from the second, this loss (there: binary
+cross-entropy and hinge); from the third, weights as PyTorch initialises them, not from N(0, 0.02). The
+listing that this variant goes back to has kernels of 3 in G's middle layers, which make images of 26x26, no
+spectral normalisation, and batch normalisation in C, here `--critic-norm batch`.
 """
 
 import argparse

@@ -25,7 +25,10 @@ which takes its means over each process's own part. One detail is easy to get wr
 come before its backward pass, and D's running means must not be exchanged in between; and G's step goes
 through D without waiting for D's gradients, which it does not want.
 
-What to watch is D(real) and D(fake), as in dcgan_mnist.py. A run of full length has not been measured yet.
+What to watch (400 steps of Fashion-MNIST, seed 42, bf16; picture in the README): D(real) 0.85 and D(fake)
+0.16 on average, garments that begin to show. On 3,786 emoji pictures D ran ahead within 250 steps, D(real)
+0.99 and D(fake) 0.02 in epoch 9, and all samples were one grey texture. A run of full length has not been
+made yet.
 
 Paper: Radford et al. 2015, arXiv 1511.06434. Departures, all as in PyTorch's example: kernels of 4 (the
 paper: 5), half the channels, z normal and not uniform, the fakes of D's step used again in G's.

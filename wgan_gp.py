@@ -19,9 +19,9 @@ the penalty asks for slope 1 at points x' = t x + (1 - t) G(z), t from U(0, 1), 
 
 What is different from dcgan_mnist.py: no probability, so no sigmoid and no logarithm, and scores without
 bounds; no batch normalisation in the critic, since the penalty is about one image at a time; five updates
-of the critic, each on a fresh batch, for one of G; Adam with learning rate 3e-4 and betas (0, 0.9). A D
-that always wins has nothing left to teach, because its loss is flat there; a critic that is ahead has found
-the slope that G needs, so it may be as good as it can.
+of the critic, each on a fresh batch, for one of G; Adam with learning rate 3e-4 and betas (0, 0.9). A
+discriminator should not run ahead of G (vanilla_gan.py shows what can happen); a critic should, since only
+near its maximum does it measure the distance.
 
 That is also why its estimate E[C(x)] - E[C(G(z))] tells how good the samples are, which no loss of
 dcgan_mnist.py does: it is a distance, measured by a critic near its best. (The penalty only leans on the
@@ -34,7 +34,7 @@ from 1.21 to 1.07, and stayed above 1, since the critic gains by it. L_G went fr
 nothing: C may add any constant to its scores. With the paper's rates (--lr-g 1e-4 --lr-d 1e-4) the estimate
 after these 5 epochs, only 935 steps of G, was still 2.8, and half of the samples were no digits.
 
-An epoch is a pass of the critic over the data: 937 batches, 187 steps of G.
+An epoch is a pass of the critic over the data: 935 batches, for 187 steps of G.
 
 Paper: Gulrajani et al. 2017, arXiv 1704.00028, equation 3 and algorithm 1; the distance: Arjovsky et al.
 2017, arXiv 1701.07875. Departures: learning rates of 3e-4 (the paper: 1e-4); the networks and their N(0,
