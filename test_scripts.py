@@ -1862,10 +1862,15 @@ def test_folder_is_decoded_once(pictures, monkeypatch):
     (cache,) = Path("data", "cache").iterdir()
     assert cache.stat().st_size == 40 * 64 * 64 * 3
 
-    calls, original = [], dcgan64_celeba.decode
-    monkeypatch.setattr(dcgan64_celeba, "decode", lambda path: (calls.append(path), original(path))[1])
+    decoded, loader = [], dcgan64_celeba.DataLoader
+
+    def count(files, *args, **settings):
+        decoded.append(len(files))
+        return loader(files, *args, **settings)
+
+    monkeypatch.setattr(dcgan64_celeba, "DataLoader", count)
     assert torch.equal(dcgan64_celeba.map_folder(pictures), images)
-    assert calls == []
+    assert decoded == []
 
     # A file that is added, removed or changed is noticed, and the old cache is gone.
     first = cache.name
@@ -1877,7 +1882,7 @@ def test_folder_is_decoded_once(pictures, monkeypatch):
     changed = dcgan64_celeba.map_folder(pictures)
     assert len(changed) == 40
     assert (changed == torch.tensor([0, 128, 0], dtype=torch.uint8)[:, None, None]).all((1, 2, 3)).sum() == 1
-    assert len(calls) == 41 + 40 + 40
+    assert decoded == [41, 40, 40]
     (cache,) = Path("data", "cache").iterdir()
     assert cache.name != first
 
@@ -1888,29 +1893,48 @@ def test_folder_is_decoded_once(pictures, monkeypatch):
     assert len(list(Path("data", "cache").iterdir())) == 2
 
 
-def test_interrupted_decoding_leaves_nothing(pictures, monkeypatch):
-    original = dcgan64_celeba.decode
+# Decoding that takes minutes after the first 32 pictures, and says when they are in the file.
+SLOW = """
+import signal, sys, threading, time
+from pathlib import Path
+import dcgan64_celeba
+original = dcgan64_celeba.decode
+def decode(path):
+    time.sleep(300 if path.suffix == ".jpg" and int(path.stem) > 16 else 0)
+    return original(path)
+def watch():
+    while not any(path.stat().st_size for path in dcgan64_celeba.CACHE.glob("*")):
+        time.sleep(0.01)
+    print("32 are written", flush=True)
+dcgan64_celeba.decode = decode
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the background job of a shell ignores it
+threading.Thread(target=watch, daemon=True).start()
+dcgan64_celeba.map_folder(Path(sys.argv[1]))
+"""
 
-    def decode(path):
-        if path.stem == "20":
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(path)
 
-    monkeypatch.setattr(dcgan64_celeba, "decode", decode)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            dcgan64_celeba.map_folder(pictures)
-    finally:
-        signal.signal(signal.SIGINT, before)
+def test_interrupted_decoding_leaves_nothing(pictures):
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW, pictures],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout.readline() == "32 are written\n"
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal sends Ctrl-C: to the worker processes, too
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert errors.count("Traceback") == 1, errors  # the workers are silent
     assert list(Path("data", "cache").iterdir()) == []
+    with pytest.raises(ProcessLookupError):  # and gone
+        os.killpg(process.pid, 0)
 
     kill = "import os, signal, sys, dcgan64_celeba as d\nfrom pathlib import Path\n"
     kill += "def replace(a, b): os.kill(os.getpid(), signal.SIGKILL)\n"
     kill += "os.replace = replace\nd.map_folder(Path(sys.argv[1]))"
     assert python(kill, pictures, cwd=pictures.parent).returncode == -signal.SIGKILL
-    monkeypatch.undo()
-    monkeypatch.chdir(pictures.parent)
     assert len(dcgan64_celeba.map_folder(pictures)) == 40
     (cache,) = Path("data", "cache").iterdir()  # what the kill left is gone
     assert cache.suffix == ".uint8"
@@ -1993,20 +2017,21 @@ def resident_anonymous():
 )
 def test_memory_does_not_grow_with_the_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(dcgan64_celeba, "decode", lambda path: bytes(64 * 64 * 3))
-    (tmp_path / "pictures").mkdir()
-    names = [tmp_path / "pictures" / f"{i}.png" for i in range(20_000)]  # 246 MB when decoded
-    for name in names:
-        name.touch()
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.new("L", (2, 2)).save(folder / "0.png")
+    picture = (folder / "0.png").read_bytes()
+    for i in range(1, 20_000):  # 246 MB when decoded
+        (folder / f"{i}.png").write_bytes(picture)
     before = resident_anonymous()
-    images = dcgan64_celeba.map_folder(tmp_path / "pictures")
+    images = dcgan64_celeba.map_folder(folder)
     assert images.shape == (20_000, 3, 64, 64)
     order = torch.randperm(len(images))
     for index in order.split(128):
         images[index].float().div_(127.5).sub_(1)
     assert resident_anonymous() - before < 80
     shutil.rmtree(tmp_path / "data")
-    shutil.rmtree(tmp_path / "pictures")
+    shutil.rmtree(folder)
 
 
 # Each process writes its parts to a file of its own at the end, without batch normalisation if asked to.
