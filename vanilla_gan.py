@@ -152,11 +152,12 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, rng, au
     def noise():
         return torch.randn(len(real), generator.latent_dim, device=real.device, generator=rng)
 
-    # The discriminator learns to tell real from fake; the generator is left out of the graph.
+    # The discriminator learns to tell real from fake; the generator is left out of the graph. Without batch
+    # normalisation each image is judged alone, so real and fake images can share one pass.
     with autocast:
         with torch.no_grad():
             fake = generator(noise())
-        real_logits, fake_logits = discriminator(real), discriminator(fake)
+        real_logits, fake_logits = discriminator(torch.cat([real, fake])).chunk(2)
     d_loss = discriminator_loss(real_logits, fake_logits)
     optimizer_d.zero_grad()
     d_loss.backward()
