@@ -205,12 +205,12 @@ def stream(device, *key):
     return torch.Generator(device).manual_seed(random.Random(repr(key)).getrandbits(63))
 
 
-def open_dataset(name, data_dir):
-    """torchvision's training set of that name; torchvision downloads what `data_dir` lacks."""
+def open_dataset(name, data_dir, train=True):
+    """torchvision's training or test set of that name; torchvision downloads what `data_dir` lacks."""
     kind, subfolder, files = DATASETS[name]
     folder, names = Path(data_dir, subfolder), ", ".join(files)
     try:
-        return kind(data_dir, download=True)
+        return kind(data_dir, train=train, download=True)
     except Exception as error:  # its type depends on where torchvision stumbles
         if all((folder / file).is_file() for file in files):
             fail(f"--data-dir: {folder} is damaged; replace {names} ({error!r})")

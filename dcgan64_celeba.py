@@ -200,12 +200,12 @@ def stream(device, *key):
     return torch.Generator(device).manual_seed(random.Random(repr(key)).getrandbits(63))
 
 
-def open_dataset(name, data_dir):
-    """torchvision's training set of that name; torchvision downloads what `data_dir` lacks."""
+def open_dataset(name, data_dir, train=True):
+    """torchvision's training or test set of that name; torchvision downloads what `data_dir` lacks."""
     kind, subfolder, files = DATASETS[name]
     folder, names = Path(data_dir, subfolder), ", ".join(files)
     try:
-        return kind(data_dir, download=True)
+        return kind(data_dir, train=train, download=True)
     except Exception as error:  # its type depends on where torchvision stumbles
         if all((folder / file).is_file() for file in files):
             fail(f"--data-dir: {folder} is damaged; replace {names} ({error!r})")
@@ -246,19 +246,27 @@ def celeba_folder(data_dir):
     return folder
 
 
+def to_rgb(image):
+    """A picture of any mode in RGB: upright as its EXIF data say, 16 bits scaled to 8, on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey
+        image = image.point(lambda value: value / 257).convert("L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def count_cores():
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def decode(path):
     """An image file as the bytes of its middle square, 64x64 RGB; None if it cannot be read."""
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits of grey
-                image = image.point(lambda value: value / 257).convert("L")
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            if image.mode != "RGB":
-                image = image.convert("RGB")
-            return ImageOps.fit(image, (64, 64), Image.Resampling.BILINEAR).tobytes()
+            return ImageOps.fit(to_rgb(image), (64, 64), Image.Resampling.BILINEAR).tobytes()
     except Exception:  # its type depends on the format and the damage
         return None
 
@@ -283,12 +291,12 @@ def map_folder(folder):
     if not cache.is_file():
         CACHE.mkdir(parents=True, exist_ok=True)
         bad, partial = [], cache.with_suffix(f".{os.getpid()}")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         try:
             bar = tqdm(desc="decoding", total=len(files), unit=" images", disable=not files)
             with open(partial, "wb") as out, bar:
-                # Processes, not threads: with these, every core waits for Python's lock.
-                for pixels, unreadable in DataLoader(files, 32, num_workers=cores, collate_fn=decode_all):
+                # Processes: threads would wait for one another, for Python's lock.
+                loader = DataLoader(files, 32, num_workers=count_cores(), collate_fn=decode_all)
+                for pixels, unreadable in loader:
                     out.write(pixels)
                     bad += unreadable
                     bar.update(len(pixels) // (64 * 64 * 3) + len(unreadable))

@@ -1,0 +1,687 @@
+"""FID, KID and Inception Score: how far is one set of images from another?
+
+    python fid.py PATH1 PATH2                       # the FID of two folders of images
+    python fid.py cifar10:train runs/dcgan64_celeba/001/generated/001 --metrics fid kid is
+    python fid.py mnist:test runs/dcgan_mnist/001/generated/001 --features classifier
+    python fid.py --save-stats PATH1 stats.npz      # then: python fid.py stats.npz PATH2
+
+A path is a folder of images (nested or not, any format, mode and size), a .npz file with the arrays mu and
+sigma (pytorch-fid writes and reads the same), or a data set: mnist, fashion_mnist:test, cifar10:train.
+
+All three figures look at images through a network, and never at pixels. For the Frechet inception distance,
+the features of each set, 2048 numbers an image, are taken as a Gaussian, N(m1, S1) and N(m2, S2), and the
+distance is the squared 2-Wasserstein distance of the two,
+
+    FID = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
+
+The last trace needs no matrix square root: with S1 = A A' and S2 = B B' it is the sum of the singular
+values of A'B. These are real and not negative, whatever rounding does, and singular matrices need no care.
+
+The kernel inception distance is the squared maximum mean discrepancy with the kernel (x'y / d + 1)^3 =
+k(x, y) of d features:
+
+    KID = E[k(x, x')] + E[k(y, y')] - 2 E[k(x, y)]
+
+where x and x' are two different images of one set, y and y' of the other.
+
+The Inception Score needs one set alone: exp E[KL(p(y|x) || p(y))], from 1 (all predictions alike) to the
+number of classes (each image surely of one, and all classes equally often).
+
+How they mislead. (1) FID falls with the number of images, also for a perfect generator: m and S are
+estimates. Compare figures of equal numbers only; KID has no such bias. (2) Resizing and JPEG change
+features: compare what went through the same steps. (3) Figures from other weights, or other features, are
+other figures. What this file calls FID is computed with one network only, the weights that everyone uses
+since pytorch-fid; others have another name here. (4) Digits are not photographs: for MNIST and Fashion-
+MNIST, --features classifier trains a small network on the labelled training set and measures the same
+Frechet distance on its last hidden layer, with what only a classifier can tell: the classes that are there,
+and how sure it is of them.
+
+Papers: Heusel et al. 2017, arXiv 1706.08500 (FID, section 2); Binkowski et al. 2018, arXiv 1801.01401 (KID,
+section 4); Salimans et al. 2016, arXiv 1606.03498 (IS, section 4). The network is that of the first: an
+Inception v3 of December 2015. Departures from pytorch-fid: transparent images lie on white, 16 bits are
+scaled and not clipped, photographs are turned upright as their EXIF data say.
+"""
+
+import argparse
+import hashlib
+import inspect
+import json
+import math
+import os
+import random
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.models import inception
+from tqdm import tqdm
+
+# ---- Networks ----------------------------------------------------------------------------------------------
+
+
+def average_pool(x):
+    """The mean of each 3x3 neighbourhood, in which padding does not count, unlike in torchvision's blocks."""
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+
+def max_pool(x):
+    return F.max_pool2d(x, 3, stride=1, padding=1)
+
+
+class BlockA(inception.InceptionA):
+    def _forward(self, x):
+        small = self.branch5x5_2(self.branch5x5_1(x))
+        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
+        return [self.branch1x1(x), small, double, self.branch_pool(average_pool(x))]
+
+
+class BlockC(inception.InceptionC):
+    def _forward(self, x):
+        single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
+        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
+        double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
+        return [self.branch1x1(x), single, double, self.branch_pool(average_pool(x))]
+
+
+class BlockE(inception.InceptionE):
+    def __init__(self, channels, pool):
+        super().__init__(channels)
+        self.pool = pool
+
+    def _forward(self, x):
+        single, double = self.branch3x3_1(x), self.branch3x3dbl_2(self.branch3x3dbl_1(x))
+        single = [self.branch3x3_2a(single), self.branch3x3_2b(single)]
+        double = [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
+        return [self.branch1x1(x), *single, *double, self.branch_pool(self.pool(x))]
+
+
+class FIDInception(inception.Inception3):
+    """Prepared images (N, 3, 299, 299) to features (N, 2048) and logits (N, 1008), both fp32.
+
+    torchvision's Inception v3 with the pools of the network of 2015, whose weights have the same names here.
+    The logits have no bias: the Inception Score is computed with these.
+    """
+
+    size = 2048
+
+    def __init__(self):
+        super().__init__(num_classes=1008, aux_logits=False, init_weights=False)
+        self.Mixed_5b = BlockA(192, pool_features=32)
+        self.Mixed_5c = BlockA(256, pool_features=64)
+        self.Mixed_5d = BlockA(288, pool_features=64)
+        self.Mixed_6b = BlockC(768, channels_7x7=128)
+        self.Mixed_6c = BlockC(768, channels_7x7=160)
+        self.Mixed_6d = BlockC(768, channels_7x7=160)
+        self.Mixed_6e = BlockC(768, channels_7x7=192)
+        self.Mixed_7b = BlockE(1280, average_pool)
+        self.Mixed_7c = BlockE(2048, max_pool)
+        self.eval()
+
+    def prepare(self, images):
+        """uint8 images (N, C, H, W), grey or colour, as (N, 3, 299, 299) in [-1, 1]."""
+        images = images.expand(-1, 3, -1, -1).float() / 255
+        return F.interpolate(images, (299, 299), mode="bilinear", align_corners=False) * 2 - 1
+
+    def forward(self, x):
+        x = x.to(self.fc.weight.dtype, memory_format=torch.channels_last)
+        for block in list(self.children())[:-3]:  # all but the last pool, dropout and fc
+            x = block(x)
+        features = x.float().mean((2, 3))
+        return features, features @ self.fc.weight.float().T
+
+    def fuse(self):
+        """Fold batch normalisation, which is fixed by now, into the convolutions before it."""
+        for layer in self.modules():
+            if isinstance(layer, inception.BasicConv2d):
+                layer.conv, layer.bn = fuse_conv_bn_eval(layer.conv, layer.bn), nn.Identity()
+        return self.to(memory_format=torch.channels_last)
+
+
+class Classifier(nn.Module):
+    """Prepared images (N, 1, 28, 28) to features (N, 128) and logits (N, 10) of ten classes, both fp32."""
+
+    size = 128
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1, bias=False),  # (N, 32, 28, 28)
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # (N, 32, 14, 14)
+            nn.Conv2d(32, 64, 3, padding=1, bias=False),  # (N, 64, 14, 14)
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # (N, 64, 7, 7)
+            nn.Conv2d(64, 128, 3, padding=1, bias=False),  # (N, 128, 7, 7)
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(128 * 7 * 7, 128),  # (N, 128)
+            nn.ReLU(),
+        )
+        self.fc = nn.Linear(128, 10)
+
+    def prepare(self, images):
+        """uint8 images (N, C, H, W) as (N, 1, 28, 28) in [0, 1]: 32x32 lose their padding."""
+        x = images.float().mean(1, keepdim=True) / 255
+        if x.shape[2:] == (32, 32):
+            return x[:, :, 2:-2, 2:-2]
+        return F.interpolate(x, (28, 28), mode="bilinear", antialias=True) if x.shape[2:] != (28, 28) else x
+
+    def forward(self, x):
+        features = self.layers(x.to(self.fc.weight.dtype))
+        return features.float(), self.fc(features).float()
+
+
+# ---- Metrics -----------------------------------------------------------------------------------------------
+
+
+class Moments:
+    """Mean (size,) and covariance (size, size) of rows that come in batches, in float64.
+
+    Two sets are merged as Chan et al. 1979 do, so that nothing large is subtracted.
+    """
+
+    def __init__(self, size, device="cpu"):
+        self.count = 0
+        self.mean = torch.zeros(size, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(size, size, dtype=torch.float64, device=device)
+
+    def add(self, rows):
+        """Take in a batch (N, size)."""
+        rows = rows.to(self.mean)
+        centred = rows - rows.mean(0)
+        self.scatter.addmm_(centred.T, centred)
+        self.shift(len(rows), rows.mean(0))
+
+    def merge(self, other):
+        """Take in all that another Moments has seen."""
+        self.scatter += other.scatter
+        self.shift(other.count, other.mean)
+
+    def shift(self, count, mean):
+        delta, total = mean - self.mean, self.count + count
+        self.scatter.addr_(delta, delta, alpha=self.count * count / total)
+        self.mean += delta * (count / total)
+        self.count = total
+
+    def covariance(self):
+        """The unbiased estimate, as numpy.cov and torch.cov make it."""
+        return self.scatter / (self.count - 1)
+
+
+def factor(sigma):
+    """A matrix A (D, rank) with A A' = sigma, for a symmetric sigma (D, D) that is positive semidefinite."""
+    triangle, failed = torch.linalg.cholesky_ex(sigma)
+    pivots = triangle.diagonal()
+    if not failed and pivots.min() > 1e-3 * pivots.max():
+        return triangle
+    values, vectors = torch.linalg.eigh(sigma)
+    there = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
+    return vectors[:, there] * values[there].sqrt()
+
+
+def frechet_distance(mu1, sigma1, mu2, sigma2):
+    """The squared 2-Wasserstein distance of two Gaussians, a scalar tensor (Heusel et al., equation 6).
+
+    Means (D,) and covariances (D, D), float64. Raises RuntimeError if the sizes differ.
+    """
+    product = factor(sigma1).T @ factor(sigma2)
+    squares = torch.linalg.eigvalsh(product @ product.T)  # of the singular values, in ascending order
+    if len(squares) and squares[0] > 1e-12 * squares[-1]:
+        root = squares.sqrt().sum()
+    else:  # squares lose half of the digits: small singular values are found themselves, which takes longer
+        root = torch.linalg.svdvals(product).sum()
+    return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * root).clamp(min=0)
+
+
+def squared_mmd(x, y):
+    """The unbiased estimate of the KID from features x (M, D) and y (N, D); it can be negative."""
+
+    def kernel(a, b):
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def within(a):
+        k = kernel(a, a)
+        return (k.sum() - k.trace()) / (len(a) * (len(a) - 1))
+
+    return within(x) + within(y) - 2 * kernel(x, y).mean()
+
+
+def kernel_distance(x, y, subsets=100, size=1000):
+    """Mean and standard deviation of the KID over random subsets of both, of `size` rows if there are."""
+    size, rng = min(size, len(x), len(y)), stream("cpu", "subsets")
+    picks = [[torch.randperm(len(set_), generator=rng)[:size] for set_ in (x, y)] for _ in range(subsets)]
+    values = torch.stack([squared_mmd(x[i].double(), y[j].double()) for i, j in picks])
+    return values.mean().item(), values.std(correction=0).item()
+
+
+def inception_score(logits, splits=10):
+    """Mean and standard deviation of the Inception Score of logits (N, classes) over equal parts of them."""
+    scores = []
+    for part in logits.double().tensor_split(min(splits, len(logits))):
+        log_p = part.log_softmax(1)
+        marginal = log_p.logsumexp(0) - math.log(len(part))
+        scores.append((log_p.exp() * (log_p - marginal)).sum(1).mean().exp())
+    scores = torch.stack(scores)
+    return scores.mean().item(), scores.std(correction=0).item()
+
+
+def class_report(logits, labels=None):
+    """What a classifier of ten classes says of images, from its logits (N, 10).
+
+    classes: how many of the ten have at least 1% of the images. entropy: that of the classes' shares, over
+    log 10, so 1 if all are equal. confidence: the mean probability of the likeliest class. class_accuracy:
+    the share of images whose likeliest class is that of `labels` (N,); None without these.
+    """
+    confidence, classes = logits.double().softmax(1).max(1)
+    shares = classes.bincount(minlength=10) / len(classes)
+    return {
+        "classes": (shares >= 0.01).sum().item(),
+        "entropy": torch.special.entr(shares).sum().item() / math.log(10),
+        "confidence": confidence.mean().item(),
+        "class_accuracy": None if labels is None else (classes == labels).double().mean().item(),
+    }
+
+
+# ---- Plumbing ----------------------------------------------------------------------------------------------
+
+SCRIPT = Path(__file__).stem
+IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+CIFAR = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch", "batches.meta"]
+DATASETS = {  # torchvision's class, the folder where it looks, and the files there
+    "mnist": (datasets.MNIST, "MNIST/raw", IDX),
+    "fashion_mnist": (datasets.FashionMNIST, "FashionMNIST/raw", IDX),
+    "cifar10": (datasets.CIFAR10, datasets.CIFAR10.base_folder, CIFAR),
+}
+SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"
+CACHE = Path("data", "cache")  # trained classifiers
+RELEASE = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+RELEASED = "6726825d"  # the first digits of the SHA-256 of the released weights
+WEIGHTS = f"pt_inception-2015-12-05-{RELEASED}.pth"
+
+
+def fail(message, status=2):
+    """End the program with one line on stderr, clear of the progress bar."""
+    tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def warn(message):
+    tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
+
+
+def stream(device, *key):
+    """Random numbers that follow from `key` alone, so that a checkpoint needs no random state."""
+    return torch.Generator(device).manual_seed(random.Random(repr(key)).getrandbits(63))
+
+
+def open_dataset(name, data_dir, train=True):
+    """torchvision's training or test set of that name; torchvision downloads what `data_dir` lacks."""
+    kind, subfolder, files = DATASETS[name]
+    folder, names = Path(data_dir, subfolder), ", ".join(files)
+    try:
+        return kind(data_dir, train=train, download=True)
+    except Exception as error:  # its type depends on where torchvision stumbles
+        if all((folder / file).is_file() for file in files):
+            fail(f"--data-dir: {folder} is damaged; replace {names} ({error!r})")
+        hint = "MNIST ships with this script's repository, in data/MNIST/raw"
+        fail(f"--data-dir: no {name} in {folder}, and no download; put {names} there ({hint})")
+
+
+def images_and_labels(name, data_dir, train=True):
+    """A data set as uint8 images (N, C, H, W) and classes (N,)."""
+    dataset = open_dataset(name, data_dir, train)
+    images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
+    return images.permute(0, 3, 1, 2) if images.ndim == 4 else images[:, None], labels
+
+
+def open_images(path, args):
+    """What `path` names, in random order: files or uint8 images (N, C, H, W); their classes (N,), or None."""
+    name, _, split = path.partition(":")
+    if name in DATASETS:
+        if split not in ("", "train", "test"):
+            fail(f"{path}: no such part of a data set; give {name}:train or {name}:test")
+        images, labels = images_and_labels(name, args.data_dir, split != "test")
+    elif not Path(path).is_dir():
+        fail(f"{path}: no folder and no .npz file; give one, or a data set ({', '.join(DATASETS)})")
+    else:
+        images = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
+        parents = [file.relative_to(path).parts[0] for file in images]
+        labels = torch.tensor([int(name) for name in parents]) if {*parents} <= {*"0123456789"} else None
+    if len(images) < 2:
+        fail(f"{path}: {len(images)} images; give a folder with two or more ({', '.join(SUFFIXES)})")
+    order = torch.randperm(len(images), generator=stream("cpu", "images"))[: args.num_images]
+    images = images[order] if torch.is_tensor(images) else [images[i] for i in order]
+    return images, labels if labels is None else labels[order]
+
+
+def to_rgb(image):
+    """A picture of any mode in RGB: upright as its EXIF data say, 16 bits scaled to 8, on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey
+        image = image.point(lambda value: value / 257).convert("L")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def count_cores():
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def read_all(paths):
+    """Arrays (N, H, W, 3), one if all sizes are equal; or the name of the first file that cannot be read."""
+    images = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                images.append(np.asarray(to_rgb(image))[None])
+        except Exception:  # its type depends on the format and the damage
+            return str(path)
+    return [np.concatenate(images)] if len({image.shape for image in images}) == 1 else images
+
+
+def batches(images, size):
+    """Lists of uint8 tensors (N, C, H, W), `size` images a list; other processes read the files ahead."""
+    if torch.is_tensor(images):
+        yield from ([batch] for batch in images.split(size))
+        return
+    workers = max(1, min(8, count_cores() - 1))
+    for arrays in DataLoader(images, size, num_workers=workers, collate_fn=read_all):
+        if isinstance(arrays, str):
+            fail(f"{arrays}: cannot be read as an image; replace or remove it")
+        yield [torch.from_numpy(array).permute(0, 3, 1, 2) for array in arrays]
+
+
+@dataclass
+class Measured:
+    """What is known of a set of images. Statistics from a file have no count, and no features or logits."""
+
+    path: str
+    mu: torch.Tensor  # (D,), float64
+    sigma: torch.Tensor  # (D, D), float64
+    weights: str | None
+    count: int | None = None
+    labels: torch.Tensor | None = None  # (N,)
+    features: torch.Tensor | None = None  # (N, D), if the KID needs them
+    logits: torch.Tensor | None = None  # (N, classes), if the Inception Score or the classifier's report does
+
+
+@torch.inference_mode()
+def measure(path, network, weights, args, device):
+    """The Measured of a folder, a data set or a file of statistics."""
+    if path.endswith(".npz"):
+        return load_stats(path)
+    images, labels = open_images(path, args)
+    moments = Moments(network.size, "cpu" if device.type == "mps" else device)  # mps has no float64
+    features, logits = [], []
+    with tqdm(desc=path, total=len(images), unit=" images") as bar:
+        for parts in batches(images, args.batch_size):
+            outputs = network(torch.cat([network.prepare(part.to(device)) for part in parts]))
+            moments.add(outputs[0])
+            if "kid" in args.metrics:
+                features.append(outputs[0])
+            if "is" in args.metrics or args.features == "classifier":
+                logits.append(outputs[1])
+            bar.update(len(outputs[0]))
+    mu, sigma = moments.mean.cpu(), moments.covariance().cpu()
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        fail(f"{path}: some features are not finite; the weights are not those of this network")
+    if len(images) < network.size:
+        few = f"{len(images)} images are fewer than the {network.size} features"
+        warn(f"{path}: {few}: the estimate of the Frechet distance is far too large")
+    features, logits = (torch.cat(rows).cpu() if rows else None for rows in (features, logits))
+    return Measured(path, mu, sigma, weights, len(images), labels, features, logits)
+
+
+def load_stats(path):
+    """What `save_stats` or pytorch-fid has written; its number of images is not known."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            mu, sigma = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
+            weights = str(file["weights"]) if "weights" in file else None
+    except KeyError as error:
+        fail(f"{path}: no array of that name: {error}; a file of statistics has mu and sigma")
+    except Exception as error:  # its type depends on the damage
+        fail(f"{path}: cannot be read as .npz with the arrays mu and sigma ({error!r:.100})")
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
+        fail(f"{path}: mu {tuple(mu.shape)} and sigma {tuple(sigma.shape)} do not fit; give (D,) and (D, D)")
+    if not (mu.isfinite().all() and sigma.isfinite().all()):
+        fail(f"{path}: some of its numbers are not finite; make it again")
+    return Measured(path, mu, sigma, weights)
+
+
+def save_stats(path, stats):
+    np.savez_compressed(path, mu=stats.mu.numpy(), sigma=stats.sigma.numpy(), weights=stats.weights)
+
+
+def load_weights(network, path):
+    """Fill `network` from a file of weights. Returns the first eight hexadecimal digits of its SHA-256."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        wrong = network.load_state_dict(state, strict=False)
+    except Exception as error:  # its type depends on the damage, and on which keys there are
+        fail(f"{path}: not weights of this network, or damaged ({' '.join(str(error).split()):.200})")
+    # Batch normalisation's count of batches, which nothing here uses, came later than the released file.
+    missing = [name for name in wrong.missing_keys if not name.endswith("num_batches_tracked")]
+    if missing or wrong.unexpected_keys:
+        odd = ", ".join(missing[:3] or wrong.unexpected_keys[:3])
+        what = "missing" if missing else "not in this network"
+        fail(f"{path}: weights of another network ({odd}, … {what}); the right file is {RELEASE}{WEIGHTS}")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
+
+
+def load_inception(path):
+    """The FIDInception with the released weights, or those in the file `path`; and their hash."""
+    if path is None:
+        path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS)
+        try:
+            torch.hub.load_state_dict_from_url(RELEASE + WEIGHTS, map_location="cpu", check_hash=True)
+        except Exception as error:  # its type depends on the network between here and there
+            fail(
+                f"--weights: no {path}, and no download; fetch {RELEASE}{WEIGHTS} and put it there or give "
+                f"--weights FILE; or, for digits and garments, --features classifier ({error!r:.100})"
+            )
+    network = FIDInception()
+    weights = load_weights(network, path)
+    return network.fuse(), weights
+
+
+def load_classifier(name, data_dir, device):
+    """The Classifier for the data set `name`, trained on the first use and then cached; and its hash."""
+    images, labels = images_and_labels(name, data_dir)
+    recipe = inspect.getsource(Classifier) + inspect.getsource(train_classifier)
+    key = hashlib.sha256(recipe.encode() + images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+    cache = CACHE / f"classifier-{name}-{key[:12]}.pt"
+    network = Classifier()
+    if not cache.is_file():
+        train_classifier(network.to(device), images.to(device), labels.to(device))
+        tests, classes = images_and_labels(name, data_dir, train=False)
+        with torch.inference_mode():
+            logits = torch.cat([network(network.prepare(part.to(device)))[1] for part in tests.split(500)])
+        accuracy = (logits.argmax(1).cpu() == classes).double().mean().item()
+        warn(f"the classifier is right about {accuracy:.2%} of the {len(tests):,} test images of {name}")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        partial = cache.with_suffix(f".{os.getpid()}")
+        torch.save(network.state_dict(), partial)
+        os.replace(partial, cache)
+    weights = load_weights(network, cache)
+    return network.eval(), weights
+
+
+def train_classifier(network, images, labels, epochs=4, batch_size=128):
+    """Fit the network to uint8 images (N, C, H, W) and their classes (N,), all on one device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for layer in network.modules():
+            if hasattr(layer, "reset_parameters"):
+                layer.reset_parameters()
+    optimizer = torch.optim.Adam(network.parameters(), fused=True)
+    total = epochs * math.ceil(len(images) / batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=total)
+    network.train()
+    with tqdm(desc="training the classifier", total=epochs * len(images), unit=" images") as bar:
+        for epoch in range(epochs):
+            order = torch.randperm(len(images), generator=stream("cpu", "classifier", epoch)).to(
+                images.device
+            )
+            for index in order.split(batch_size):
+                loss = F.cross_entropy(network(network.prepare(images[index]))[1], labels[index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update(len(index))
+    network.eval()
+
+
+def pick_device(name):
+    """The torch.device of that name, if this machine has it. auto takes cuda, then mps, then cpu."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        fail(f"--device: {name!r} is unknown or not on this machine; give cpu, or auto for the best there is")
+    return torch.device(name)
+
+
+def parse_args(argv):
+    """The settings, checked."""
+    style, summary = argparse.ArgumentDefaultsHelpFormatter, __doc__.split("\n")[0]
+    parser = argparse.ArgumentParser(f"{SCRIPT}.py", description=summary, formatter_class=style)
+    parser.error = fail
+    add = parser.add_argument
+    sets = ", ".join(DATASETS)
+    add("paths", nargs="*", metavar="PATH", help=f"a folder of images, a .npz file, or one of {sets}[:test]")
+    add(
+        "--save-stats", nargs=2, metavar=("PATH", "OUT.npz"), help="write the statistics of PATH, and no more"
+    )
+    add("--metrics", nargs="+", choices=["fid", "kid", "is"], default=["fid"], help="what to compute")
+    add("--features", choices=["inception", "classifier"], default="inception", help="what to compare")
+    add(
+        "--dataset",
+        choices=["mnist", "fashion_mnist"],
+        help="the classifier's; None: the one that a PATH names",
+    )
+    add("--data-dir", default="data", help="where the data sets are")
+    add("--weights", metavar="FILE", help=f"a file {WEIGHTS}; None: torch.hub's, downloaded if it is missing")
+    add("--num-images", type=int, metavar="N", help="take N images of each path at random")
+    add("--batch-size", type=int, default=50, help="images per step")
+    add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="of the network")
+    add("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args(argv)
+
+    if len(args.paths) != (0 if args.save_stats else 2):
+        fail("give two paths to compare, or --save-stats PATH OUT.npz alone")
+    for name, least in (("batch_size", 1), ("num_images", 2)):
+        if vars(args)[name] is not None and vars(args)[name] < least:
+            fail(f"--{name.replace('_', '-')}: {vars(args)[name]} is too small; give {least} or more")
+    if args.save_stats:
+        args.paths, out = args.save_stats[:1], Path(args.save_stats[1])
+        if out.suffix != ".npz" or out.exists() or not out.parent.is_dir():
+            fail(f"--save-stats: {out}: name a new file that ends in .npz, in a folder that is there")
+        if args.paths[0].endswith(".npz"):
+            fail(f"--save-stats: {args.paths[0]} is statistics already; give images")
+    for path in args.paths:
+        if path.endswith(".npz") and not Path(path).is_file():
+            fail(f"{path}: no such file; give a .npz with mu and sigma, a folder, or a data set ({sets})")
+        if path.endswith(".npz") and {"kid", "is"} & {*args.metrics}:
+            fail(f"--metrics: {' '.join(args.metrics)} need images, and {path} has none; leave them out")
+    if args.features == "classifier":
+        named = {path.partition(":")[0] for path in args.paths} & {"mnist", "fashion_mnist"}
+        if args.dataset is None and len(named) != 1:
+            fail("--dataset: --features classifier needs mnist or fashion_mnist, and no PATH tells which")
+        args.dataset = args.dataset or named.pop()
+        if args.weights:
+            fail("--weights: these are for --features inception; the classifier trains its own")
+    return args
+
+
+# ---- Main --------------------------------------------------------------------------------------------------
+
+
+def compare(first, second, args):
+    """All that was asked for, and what it was measured on, as a dictionary ready for JSON."""
+    if len(first.mu) != len(second.mu):
+        sizes = f"{len(first.mu)} features an image and {second.path} {len(second.mu)}"
+        fail(f"{first.path} has {sizes}; make both with the same network")
+    known = {stats.weights for stats in (first, second)} - {None}
+    if len(known) > 1:
+        fail(f"{first.path} and {second.path} come from different weights ({', '.join(sorted(known))})")
+    is_fid = len(first.mu) == FIDInception.size and known <= {RELEASED}
+    result = {}
+    if "fid" in args.metrics:
+        distance = frechet_distance(first.mu, first.sigma, second.mu, second.sigma)
+        result["fid" if is_fid else "frechet_distance"] = distance.item()
+    if "kid" in args.metrics:
+        result["kid"], result["kid_std"] = kernel_distance(first.features, second.features)
+    if "is" in args.metrics:
+        scores = [inception_score(stats.logits) for stats in (first, second)]
+        result["is"], result["is_std"] = (list(values) for values in zip(*scores))
+    if args.features == "classifier":
+        reports = [class_report(s.logits, s.labels) if s.count else {} for s in (first, second)]
+        names = "classes", "entropy", "confidence", "class_accuracy"
+        result |= {name: [report.get(name) for report in reports] for name in names}
+    result |= {"paths": [first.path, second.path], "images": [first.count, second.count]}
+    features = args.features if args.features == "inception" else f"{args.dataset} classifier"
+    return result | {"features": features, "weights": min(known, default=None), "is_fid": is_fid}
+
+
+def show(result):
+    """Print it for people."""
+    if "fid" in result:
+        print(f"FID: {result['fid']:.6g}")
+    if "frechet_distance" in result:
+        print(f"Frechet distance: {result['frechet_distance']:.6g}")
+    if "kid" in result:
+        print(f"KID: {result['kid']:.6g}, standard deviation {result['kid_std']:.2g} over subsets")
+    for path, score, spread in zip(result["paths"], result.get("is", ()), result.get("is_std", ())):
+        print(f"Inception Score of {path}: {score:.6g}, standard deviation {spread:.2g} over parts")
+    for i, path in enumerate(result["paths"] if "classes" in result else ()):
+        if result["images"][i]:
+            line = f"{path}: {result['classes'][i]} of 10 classes, entropy {result['entropy'][i]:.3f}"
+            line += f", confidence {result['confidence'][i]:.3f}"
+            if result["class_accuracy"][i] is not None:
+                line += f", class accuracy {result['class_accuracy'][i]:.3f}"
+            print(line)
+    if not result["is_fid"]:
+        origin = f"{result['features']} features (weights {result['weights']})"
+        print(f"on {origin}: not the FID Inception's, and not to be compared with figures from these")
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    device = pick_device(args.device)
+    network = weights = None
+    if not all(path.endswith(".npz") for path in args.paths):
+        if args.features == "classifier":
+            network, weights = load_classifier(args.dataset, args.data_dir, device)
+        else:
+            network, weights = load_inception(args.weights)
+        network.to(device, torch.bfloat16 if args.precision == "bf16" else torch.float32)
+    measured = [measure(path, network, weights, args, device) for path in args.paths]
+    if args.save_stats:
+        save_stats(args.save_stats[1], *measured)
+        print(f"mu and sigma of {measured[0].count} images in {args.save_stats[1]}")
+    elif args.json:
+        print(json.dumps(compare(*measured, args)))
+    else:
+        show(compare(*measured, args))
+
+
+if __name__ == "__main__":
+    main()
