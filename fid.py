@@ -284,7 +284,7 @@ def class_report(logits, labels=None):
     the share of images whose likeliest class is that of `labels` (N,); None without these.
     """
     confidence, classes = logits.double().softmax(1).max(1)
-    shares = classes.bincount(minlength=10) / len(classes)
+    shares = classes.bincount(minlength=10).double() / len(classes)
     return {
         "classes": (shares >= 0.01).sum().item(),
         "entropy": torch.special.entr(shares).sum().item() / math.log(10),
@@ -471,7 +471,7 @@ def load_weights(network, path):
     """Fill `network` from a file of weights. Returns the first eight hexadecimal digits of its SHA-256."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        wrong = network.load_state_dict(state, strict=False)
+        wrong = network.load_state_dict(state, strict=False, assign=True)
     except Exception as error:  # its type depends on the damage, and on which keys there are
         fail(f"{path}: not weights of this network, or damaged ({' '.join(str(error).split()):.200})")
     # Batch normalisation's count of batches, which nothing here uses, came later than the released file.
@@ -494,7 +494,8 @@ def load_inception(path):
                 f"--weights: no {path}, and no download; fetch {RELEASE}{WEIGHTS} and put it there or give "
                 f"--weights FILE; or, for digits and garments, --features classifier ({error!r:.100})"
             )
-    network = FIDInception()
+    with torch.device("meta"):  # no numbers yet: the file has them
+        network = FIDInception()
     weights = load_weights(network, path)
     return network.fuse(), weights
 

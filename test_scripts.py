@@ -24,6 +24,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -34,6 +35,7 @@ import cgan
 import dcgan32_wgan_sn
 import dcgan64_celeba
 import dcgan_mnist
+import fid
 import vanilla_gan
 import wgan_gp
 
@@ -153,6 +155,17 @@ def fails(script, argv, capsys, *words, status=2):
     assert len(lines) == 1, lines
     for word in (f"{script.SCRIPT}.py: ", *map(str, words)):
         assert word in lines[0], lines[0]
+
+
+def fails_late(script, argv, capsys, *words):
+    """As fails, where warnings may come before the last line."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        script.main([str(arg) for arg in argv])
+    assert exit_.value.code == 2
+    line = messages(capsys.readouterr().err)[-1]
+    for word in words:
+        assert str(word) in line
 
 
 def interrupt(monkeypatch, script, number, call):
@@ -2150,3 +2163,534 @@ def test_batches_that_cannot_be_shared(script, flags, tmp_path, monkeypatch, cap
     monkeypatch.setattr(script, "connect", lambda device: (0, 3, device))
     fails(script, flags, capsys, "--batch-size", "8", "3 processes")
     assert not (tmp_path / "run").exists()
+
+
+# ---- fid ---------------------------------------------------------------------------------------------------
+
+
+def gaussian(size, count, seed):
+    """Mean and covariance of correlated rows, and the rows (count, size), in float64."""
+    rng = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, size, dtype=torch.float64, generator=rng)
+    rows = rows @ torch.randn(size, size, dtype=torch.float64, generator=rng) + torch.arange(size) / size
+    return rows.mean(0), torch.cov(rows.T), rows
+
+
+def test_frechet_distance_in_closed_form():
+    """Of one-dimensional Gaussians it is (m1 - m2)^2 + (s1 - s2)^2; of diagonal ones, the sum of these."""
+    m1, s1 = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.3, 2.0, 1e-3]).double()
+    m2, s2 = torch.tensor([-1.5, 0.0, 0.5]).double(), torch.tensor([1.1, 1.9, 4.0]).double()
+    for i in (slice(0, 1), slice(1, 2), slice(2, 3), slice(None)):
+        expected = ((m1[i] - m2[i]) ** 2 + (s1[i] - s2[i]) ** 2).sum().item()
+        distance = fid.frechet_distance(m1[i], torch.diag(s1[i] ** 2), m2[i], torch.diag(s2[i] ** 2))
+        assert distance.shape == ()
+        assert distance.item() == pytest.approx(expected, rel=1e-9)
+    zero = torch.zeros(3, 3).double()  # all images alike
+    assert fid.frechet_distance(m1, zero, m2, zero).item() == pytest.approx(((m1 - m2) ** 2).sum().item())
+    one_sided = fid.frechet_distance(m1, zero, m2, torch.diag(s2**2)).item()
+    assert one_sided == pytest.approx(((m1 - m2) ** 2 + s2**2).sum().item())
+
+
+@pytest.mark.parametrize("size", [2, 30, 200])
+def test_frechet_distance_of_full_covariances(size):
+    (m1, s1, _), (m2, s2, _) = gaussian(size, 3 * size, 1), gaussian(size, 4 * size, 2)
+    roots = np.sqrt(np.linalg.eigvals(s1.numpy() @ s2.numpy()).astype(complex)).real.sum()
+    expected = ((m1 - m2) ** 2).sum() + s1.trace() + s2.trace() - 2 * roots
+    distance = fid.frechet_distance(m1, s1, m2, s2)
+    assert distance.item() == pytest.approx(expected.item(), rel=1e-8)
+    assert fid.frechet_distance(m2, s2, m1, s1).item() == pytest.approx(distance.item(), rel=1e-9)
+    rotation, _ = torch.linalg.qr(gaussian(size, size, 3)[2])
+    turned = [rotation @ m1, rotation @ s1 @ rotation.T, rotation @ m2, rotation @ s2 @ rotation.T]
+    assert fid.frechet_distance(*turned).item() == pytest.approx(distance.item(), rel=1e-8)
+    assert fid.frechet_distance(m1, s1, m1, s1).item() <= 1e-9 * s1.trace().item()
+
+
+def test_frechet_distance_of_singular_covariances():
+    """500 rows of 2048 features; tr (S1 S2)^(1/2) is the nuclear norm of X1 X2' / 499, X the centred rows."""
+    (m1, s1, x1), (m2, s2, x2) = gaussian(2048, 500, 4), gaussian(2048, 500, 5)
+    singular = torch.linalg.svdvals((x1 - m1) @ (x2 - m2).T) / 499
+    expected = ((m1 - m2) ** 2).sum() + s1.trace() + s2.trace() - 2 * singular.sum()
+    assert fid.frechet_distance(m1, s1, m2, s2).item() == pytest.approx(expected.item(), rel=1e-9)
+    assert fid.frechet_distance(m1, s1, m1, s1).item() <= 1e-6 * s1.trace().item()
+
+
+def test_frechet_distance_where_squares_lose_digits():
+    """Variances from 1 down to 1e-14: here the eigenvalues of a product are not enough."""
+    deviations = torch.logspace(0, -7, 40).double()
+    rotation, _ = torch.linalg.qr(gaussian(40, 40, 6)[2])
+    s1 = rotation @ torch.diag(deviations**2) @ rotation.T
+    s2 = rotation @ torch.diag(deviations.flip(0) ** 2) @ rotation.T
+    zero = torch.zeros(40).double()
+    expected = ((deviations - deviations.flip(0)) ** 2).sum().item()
+    assert fid.frechet_distance(zero, s1, zero, s2).item() == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("splits", [(100,), (1, 99), (33, 33, 34), (1,) * 100])
+def test_moments_of_a_stream(splits):
+    rows = gaussian(12, 100, 7)[2] + 1e5  # far from 0: sums of squares would lose ten digits
+    moments = fid.Moments(12)
+    for part in rows.split(list(splits)):
+        moments.add(part)
+    assert moments.count == 100
+    assert torch.allclose(moments.mean, rows.mean(0), rtol=1e-14)
+    assert torch.allclose(moments.covariance(), torch.cov(rows.T), rtol=1e-9, atol=1e-9)
+
+
+def test_moments_merge():
+    rows = gaussian(12, 90, 8)[2]
+    whole, first, second = fid.Moments(12), fid.Moments(12), fid.Moments(12)
+    whole.add(rows)
+    first.add(rows[:20])
+    second.add(rows[20:].float())  # what networks give
+    first.merge(second)
+    assert first.count == whole.count
+    assert torch.allclose(first.mean, whole.mean, atol=1e-6)
+    assert torch.allclose(first.covariance(), whole.covariance(), atol=1e-4)
+    assert first.covariance().dtype == torch.float64
+
+
+def test_kid_is_the_sum_over_pairs():
+    x, y = gaussian(3, 5, 9)[2], gaussian(3, 7, 10)[2]
+
+    def kernel(a, b):
+        return (sum(p * q for p, q in zip(a.tolist(), b.tolist())) / 3 + 1) ** 3
+
+    xx = [kernel(x[i], x[j]) for i in range(5) for j in range(5) if i != j]
+    yy = [kernel(y[i], y[j]) for i in range(7) for j in range(7) if i != j]
+    xy = [kernel(x[i], y[j]) for i in range(5) for j in range(7)]
+    expected = sum(xx) / 20 + sum(yy) / 42 - 2 * sum(xy) / 35
+    assert fid.squared_mmd(x, y).item() == pytest.approx(expected, rel=1e-12)
+    mean, spread = fid.kernel_distance(x.float(), y[:5].float(), subsets=3)  # three times the same, all of it
+    assert mean == pytest.approx(fid.squared_mmd(x, y[:5]).item(), rel=1e-5)
+    assert spread == pytest.approx(0, abs=1e-9 * abs(mean))
+
+
+def test_kid_over_subsets():
+    """Unbiased: 0 between two halves of one set, within its error; and it finds a set that is shifted."""
+    rows = torch.randn(4000, 8, generator=torch.Generator().manual_seed(0))
+    mean, spread = fid.kernel_distance(rows[:2000], rows[2000:], subsets=20, size=500)
+    assert abs(mean) < 3 * spread
+    assert fid.kernel_distance(rows[:2000], rows[2000:], subsets=20, size=500) == (mean, spread)
+    far, _ = fid.kernel_distance(rows[:2000], rows[2000:] + 0.5, subsets=20, size=500)
+    assert far > 10 * spread
+
+
+def test_inception_score_of_known_predictors():
+    sure = 1e3 * torch.eye(10).repeat(20, 1)  # one-hot, and all classes equally often in each tenth
+    mean, spread = fid.inception_score(sure)
+    assert mean == pytest.approx(10, rel=1e-9)
+    assert spread == pytest.approx(0, abs=1e-9)
+    assert fid.inception_score(torch.zeros(200, 10))[0] == pytest.approx(1, rel=1e-12)
+    assert fid.inception_score(sure[:1].repeat(200, 1))[0] == pytest.approx(1, rel=1e-9)
+    halves = torch.cat([sure[:100], torch.zeros(100, 10)])
+    mean, spread = fid.inception_score(halves, splits=2)
+    assert (mean, spread) == (pytest.approx(5.5), pytest.approx(4.5))  # 10 and 1
+    p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], dtype=torch.float64)
+    kl = (p * (p / p.mean(0)).log()).sum(1)
+    assert fid.inception_score(p.log() + 3, splits=1)[0] == pytest.approx(kl.mean().exp().item(), rel=1e-12)
+
+
+def test_class_report():
+    logits = torch.full((1000, 10), -50.0)
+    predicted = torch.tensor([0] * 500 + [1] * 250 + [2] * 241 + [3] * 9)  # 3 has less than 1%
+    logits[torch.arange(1000), predicted] = 50.0
+    labels = predicted.clone()
+    labels[:100] = 9
+    report = fid.class_report(logits, labels)
+    shares = np.array([0.5, 0.25, 0.241, 0.009])
+    assert report["classes"] == 3
+    assert report["entropy"] == pytest.approx(-(shares * np.log10(shares)).sum(), rel=1e-9)
+    assert report["confidence"] == pytest.approx(1)
+    assert report["class_accuracy"] == pytest.approx(0.9)
+    assert fid.class_report(logits)["class_accuracy"] is None
+    even = fid.class_report(torch.eye(10).repeat(5, 1))
+    assert even["classes"] == 10
+    assert even["entropy"] == pytest.approx(1)
+    assert even["confidence"] == pytest.approx(math.e / (math.e + 9))
+
+
+@pytest.fixture(scope="session")
+def inception(tmp_path_factory):
+    """A file of random weights in the names of the released one; activations stay near 1."""
+    network = fid.FIDInception()
+    rng = torch.Generator().manual_seed(0)
+    for name, weight in network.state_dict().items():
+        if weight.ndim == 4:
+            weight.normal_(0, math.sqrt(2 / weight[0].numel()), generator=rng)
+        elif name.endswith(("bn.weight", "running_var")):
+            weight.uniform_(0.5, 1.5, generator=rng)
+        elif weight.is_floating_point():
+            weight.normal_(0, 0.1, generator=rng)
+    path = tmp_path_factory.mktemp("weights") / "w.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def resized(images):
+    """Bilinear to 299x299 with pixels as squares, written as two matrices; images (N, C, H, W) in [0, 1]."""
+
+    def matrix(size):
+        place = ((torch.arange(299, dtype=torch.float64) + 0.5) * size / 299 - 0.5).clamp(0, size - 1)
+        low = place.floor().long().clamp(max=max(size - 2, 0))
+        rows = torch.zeros(299, size, dtype=torch.float64)
+        rows[torch.arange(299), low] = 1 - (place - low)
+        rows[torch.arange(299), (low + 1).clamp(max=size - 1)] += place - low
+        return rows
+
+    return matrix(images.shape[2]) @ images.double() @ matrix(images.shape[3]).T
+
+
+def reference_inception(state, images):
+    """Features and logits of the FID Inception for images (N, 3, 299, 299) in [-1, 1]."""
+
+    def conv(x, name, stride=1, padding=0):
+        x = nn.functional.conv2d(x, state[f"{name}.conv.weight"], stride=stride, padding=padding)
+        bn = [
+            state[f"{name}.bn.{part}"][:, None, None]
+            for part in ("running_mean", "running_var", "weight", "bias")
+        ]
+        return ((x - bn[0]) / (bn[1] + 1e-3).sqrt() * bn[2] + bn[3]).clamp(min=0)
+
+    def average(x):  # padding does not count: the sum over the window by the number of pixels in it
+        ones = torch.ones(1, 1, 3, 3, dtype=x.dtype)
+        total = nn.functional.conv2d(x.flatten(0, 1)[:, None], ones, padding=1).view_as(x)
+        return total / nn.functional.conv2d(torch.ones_like(x[:1, :1]), ones, padding=1)
+
+    def largest(x, stride, padding):
+        return nn.functional.max_pool2d(x, 3, stride, padding)
+
+    def a(x, n):
+        small = conv(conv(x, f"{n}.branch5x5_1"), f"{n}.branch5x5_2", padding=2)
+        double = conv(conv(x, f"{n}.branch3x3dbl_1"), f"{n}.branch3x3dbl_2", padding=1)
+        double = conv(double, f"{n}.branch3x3dbl_3", padding=1)
+        return torch.cat([conv(x, f"{n}.branch1x1"), small, double, conv(average(x), f"{n}.branch_pool")], 1)
+
+    def b(x, n):
+        double = conv(conv(x, f"{n}.branch3x3dbl_1"), f"{n}.branch3x3dbl_2", padding=1)
+        double = conv(double, f"{n}.branch3x3dbl_3", stride=2)
+        return torch.cat([conv(x, f"{n}.branch3x3", stride=2), double, largest(x, 2, 0)], 1)
+
+    def c(x, n):
+        wide, tall = (0, 3), (3, 0)
+        single = conv(conv(x, f"{n}.branch7x7_1"), f"{n}.branch7x7_2", padding=wide)
+        single = conv(single, f"{n}.branch7x7_3", padding=tall)
+        double = conv(x, f"{n}.branch7x7dbl_1")
+        for i, padding in enumerate((tall, wide, tall, wide), 2):
+            double = conv(double, f"{n}.branch7x7dbl_{i}", padding=padding)
+        return torch.cat([conv(x, f"{n}.branch1x1"), single, double, conv(average(x), f"{n}.branch_pool")], 1)
+
+    def d(x, n):
+        single = conv(conv(x, f"{n}.branch3x3_1"), f"{n}.branch3x3_2", stride=2)
+        double = conv(conv(x, f"{n}.branch7x7x3_1"), f"{n}.branch7x7x3_2", padding=(0, 3))
+        double = conv(conv(double, f"{n}.branch7x7x3_3", padding=(3, 0)), f"{n}.branch7x7x3_4", stride=2)
+        return torch.cat([single, double, largest(x, 2, 0)], 1)
+
+    def e(x, n, pooled):
+        single, double = conv(x, f"{n}.branch3x3_1"), conv(x, f"{n}.branch3x3dbl_1")
+        double = conv(double, f"{n}.branch3x3dbl_2", padding=1)
+        parts = [conv(x, f"{n}.branch1x1")]
+        for stem, name in ((single, "branch3x3_2"), (double, "branch3x3dbl_3")):
+            parts.append(conv(stem, f"{n}.{name}a", padding=(0, 1)))
+            parts.append(conv(stem, f"{n}.{name}b", padding=(1, 0)))
+        return torch.cat([*parts, conv(pooled, f"{n}.branch_pool")], 1)
+
+    x = conv(conv(images, "Conv2d_1a_3x3", stride=2), "Conv2d_2a_3x3")
+    x = largest(conv(x, "Conv2d_2b_3x3", padding=1), 2, 0)
+    x = largest(conv(conv(x, "Conv2d_3b_1x1"), "Conv2d_4a_3x3"), 2, 0)
+    x = b(a(a(a(x, "Mixed_5b"), "Mixed_5c"), "Mixed_5d"), "Mixed_6a")
+    x = c(c(c(c(x, "Mixed_6b"), "Mixed_6c"), "Mixed_6d"), "Mixed_6e")
+    x = d(x, "Mixed_7a")
+    x = e(x, "Mixed_7b", average(x))
+    x = e(x, "Mixed_7c", largest(x, 1, 1))
+    features = x.flatten(2).mean(2)
+    return features, features @ state["fc.weight"].T
+
+
+def test_inception_is_the_fid_network(inception):
+    """Every size and both colours, against a forward pass that shares nothing but the weights; in float64."""
+    network, _ = fid.load_inception(inception)
+    assert not network.training
+    state = {name: weight.double() for name, weight in torch.load(inception, weights_only=True).items()}
+    rng = torch.Generator().manual_seed(1)
+    seen, expected = [], []
+    for size in (28, 32, 64, 299):
+        for channels in (1, 3):
+            images = torch.randint(0, 256, (1, channels, size, size), dtype=torch.uint8, generator=rng)
+            seen.append(network.prepare(images))
+            expected.append(resized(images.expand(-1, 3, -1, -1) / 255) * 2 - 1)
+    seen, expected = torch.cat(seen), torch.cat(expected)
+    assert (seen - expected).abs().max() < 1e-5
+    with torch.inference_mode():
+        outputs = network(seen)
+        for output, reference in zip(outputs, reference_inception(state, expected)):
+            assert output.dtype == torch.float32
+            assert (output - reference).abs().max() < 1e-4 * reference.abs().max()
+        low = network.bfloat16()(seen)
+    for output, reference in zip(low, outputs):
+        assert output.dtype == torch.float32
+        assert (output - reference).abs().max() < 0.03 * reference.abs().max()
+    assert outputs[0].shape == (8, 2048)
+    assert outputs[1].shape == (8, 1008)
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Two folders with 12 and 15 real digits as PNG; the working folder is tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    digits = torchvision.datasets.MNIST(ROOT / "data").data
+    for name, part in (("a", digits[:12]), ("b", digits[100:115])):
+        (tmp_path / name).mkdir()
+        for i, digit in enumerate(part):
+            Image.fromarray(digit.numpy()).save(tmp_path / name / f"{i}.png")
+    return tmp_path
+
+
+def fid_json(capsys, *argv):
+    """The object that fid.py prints for these arguments."""
+    capsys.readouterr()
+    fid.main([*map(str, argv), "--json", "--device", "cpu"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_fid_of_two_folders(folders, inception, capsys, monkeypatch):
+    """By hand from the network's outputs; and its name, which depends on the weights alone."""
+    for path in [*folders.glob("?/[6-9].png"), *folders.glob("?/1?.png")]:
+        path.unlink()
+    flags = "a", "b", "--weights", inception, "--batch-size", 4, "--metrics", "fid", "kid", "is"
+    result = fid_json(capsys, *flags)
+    network, weights = fid.load_inception(inception)
+    assert result["weights"] == weights == hashlib.sha256(inception.read_bytes()).hexdigest()[:8]
+    assert result["images"] == [6, 6]
+    assert result["paths"] == ["a", "b"]
+    assert result["features"] == "inception"
+    outputs = []
+    for name in "ab":
+        arrays = [np.asarray(Image.open(path)) for path in sorted((folders / name).iterdir())]
+        with torch.inference_mode():
+            outputs.append(network(network.prepare(torch.from_numpy(np.stack(arrays))[:, None])))
+    (x, _), (y, _) = outputs
+    x, y = x.double(), y.double()
+    expected = fid.frechet_distance(x.mean(0), torch.cov(x.T), y.mean(0), torch.cov(y.T)).item()
+    assert result["frechet_distance"] == pytest.approx(expected, rel=1e-4)
+    assert result["kid"] == pytest.approx(fid.squared_mmd(x, y).item(), rel=1e-3)
+    for score, (_, logits) in zip(result["is"], outputs):
+        assert score == pytest.approx(fid.inception_score(logits, splits=10)[0], rel=0.2)  # other parts
+    assert result["is_fid"] is False
+    assert "fid" not in result
+    fid.show(result)
+    out = capsys.readouterr().out
+    assert f"Frechet distance: {result['frechet_distance']:.6g}" in out
+    assert "FID:" not in out
+    assert "not the FID Inception's" in out
+    monkeypatch.setattr(
+        fid, "RELEASED", weights
+    )  # the same figure with the weights that have the right to it
+    fid.main(["a", "b", "--weights", str(inception), "--device", "cpu"])
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"FID: [\d.]+\n", out)
+    assert float(out[5:]) == pytest.approx(expected, rel=1e-4)
+    assert "6 images are fewer than the 2048 features" in err
+    assert "images/s" in err
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A network of twelve features, the mean colours of the quarters, in place of the Inception."""
+
+    class Tiny(fid.FIDInception):
+        size = 12
+
+        def __init__(self):
+            nn.Module.__init__(self)
+
+        def forward(self, x):
+            features = nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+            return features, features
+
+    monkeypatch.setattr(fid, "load_inception", lambda path: (Tiny(), "cafe0123"))
+
+
+def test_fid_statistics_files(folders, tiny, capsys, monkeypatch):
+    for name in "ab":
+        fid.main(["--save-stats", name, f"{name}.npz", "--device", "cpu"])
+    assert "12 images in a.npz" in capsys.readouterr().out
+    with np.load("a.npz") as file:
+        mu, sigma = file["mu"], file["sigma"]
+    assert (mu.shape, mu.dtype, sigma.shape) == ((12,), np.float64, (12, 12))
+    direct = fid_json(capsys, "a", "b")
+    mixed = fid_json(capsys, "a.npz", "b")
+    stored = fid_json(capsys, "a.npz", "b.npz")  # needs no network
+    assert mixed["frechet_distance"] == pytest.approx(direct["frechet_distance"], rel=1e-6)
+    assert stored["frechet_distance"] == pytest.approx(direct["frechet_distance"], rel=1e-6)
+    assert mixed["images"] == [None, 15]
+    np.savez("theirs.npz", mu=mu, sigma=sigma)  # as pytorch-fid writes them
+    assert fid_json(capsys, "theirs.npz", "b.npz")["frechet_distance"] == stored["frechet_distance"]
+    monkeypatch.setattr(fid.FIDInception, "size", 12)
+    assert fid_json(capsys, "theirs.npz", "theirs.npz")["fid"] == pytest.approx(0, abs=1e-6 * sigma.trace())
+    assert "fid" not in fid_json(capsys, "theirs.npz", "a.npz")  # these name other weights
+
+    np.savez("part.npz", mu=mu)
+    np.savez("small.npz", mu=mu[:5], sigma=sigma[:5, :5])
+    np.savez("odd.npz", mu=mu, sigma=sigma[:5])
+    np.savez("nan.npz", mu=mu * np.nan, sigma=sigma)
+    np.savez("objects.npz", mu=np.array([{}], dtype=object), sigma=sigma)
+    np.savez("other.npz", mu=mu, sigma=sigma, weights="01234567")
+    Path("cut.npz").write_bytes(Path("a.npz").read_bytes()[:-100])
+    cases = {
+        "part.npz": ("part.npz", "sigma"),
+        "small.npz": ("small.npz", "5 features", "12"),
+        "odd.npz": ("odd.npz", "(5, 12)"),
+        "nan.npz": ("nan.npz", "not finite"),
+        "objects.npz": ("objects.npz", "mu and sigma"),
+        "other.npz": ("other.npz", "different weights", "01234567"),
+        "cut.npz": ("cut.npz", "mu and sigma"),
+        "none.npz": ("none.npz", "no such file"),
+    }
+    for name, words in cases.items():
+        fails(fid, [name, "b.npz"], capsys, *words)
+    for name in ("a.npz", "b", "nowhere/c.npz"):
+        fails(fid, ["--save-stats", "b", name], capsys, "--save-stats", name)
+    fails(fid, ["--save-stats", "a.npz", "c.npz"], capsys, "--save-stats", "a.npz")
+    fails(fid, ["a.npz", "b", "--metrics", "fid", "kid"], capsys, "--metrics", "a.npz")
+
+
+def test_fid_bad_input(folders, inception, capsys, monkeypatch):
+    weights = ["--weights", inception, "--device", "cpu"]
+    (folders / "empty").mkdir()
+    (folders / "one").mkdir()
+    shutil.copy("a/0.png", "one")
+    fails(fid, ["a", "nowhere", "--device", "nonsense"], capsys, "--device", "nonsense")
+    fails(fid, ["nowhere", "a", *weights], capsys, "nowhere")
+    fails(fid, ["empty", "a", *weights], capsys, "empty", "0 images")
+    fails(fid, ["one", "a", *weights], capsys, "one", "1 images")
+    fails(fid, ["a/0.png", "b", *weights], capsys, "a/0.png")
+    fails(fid, ["mnist:training", "b", *weights], capsys, "mnist:train")
+    fails(fid, ["a"], capsys, "two paths")
+    fails(fid, ["a", "b", "--save-stats", "a", "c.npz"], capsys, "--save-stats")
+    fails(fid, ["a", "b", "--num-images", "1"], capsys, "--num-images", "2 or more")
+    fails(fid, ["a", "b", "--batch-size", "0"], capsys, "--batch-size")
+    fails(fid, ["a", "b", "--features", "classifier"], capsys, "--dataset")
+    fails(fid, ["mnist", "fashion_mnist", "--features", "classifier"], capsys, "--dataset")
+    fails(fid, ["mnist", "b", "--features", "classifier", *weights], capsys, "--weights", "classifier")
+    Path("a/bad.png").write_bytes(Path("a/0.png").read_bytes()[:60])
+    fails(fid, ["a", "b", *weights], capsys, "a/bad.png", "cannot be read")
+
+    state = torch.load(inception, weights_only=True)
+    Path("cut.pth").write_bytes(inception.read_bytes()[:100_000])
+    torch.save({name: w for name, w in state.items() if name != "fc.bias"}, "missing.pth")
+    torch.save({**state, "AuxLogits.fc.weight": torch.zeros(3)}, "more.pth")
+    torch.save({**state, "fc.bias": torch.zeros(1000)}, "classes.pth")
+    torch.save({**state, "Mixed_7c.branch1x1.bn.bias": torch.full((320,), math.nan)}, "nan.pth")
+    for name, word in {
+        "cut.pth": "damaged",
+        "missing.pth": "fc.bias",
+        "more.pth": "AuxLogits.fc.weight",
+        "classes.pth": "fc.bias",
+        "none.pth": "No such file",
+    }.items():
+        fails(fid, ["b", "b", "--weights", name], capsys, name, word)
+    fails_late(
+        fid, ["b", "b", "--weights", "nan.pth", "--device", "cpu"], capsys, "b: some features are not finite"
+    )
+
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(folders / "hub"))
+    words = (
+        fid.RELEASE,
+        fid.WEIGHTS,
+        folders / "hub" / "checkpoints",
+        "--weights FILE",
+        "--features classifier",
+    )
+    fails(fid, ["a", "b"], capsys, *words)
+
+
+def test_fid_reads_any_folder(folders, tiny, capsys):
+    """Other names, nesting, modes and a mixture of sizes make no difference to what is measured."""
+    for i, path in enumerate(sorted((folders / "b").iterdir())):
+        folder = folders / "c" / str(i % 4) / "deep"
+        folder.mkdir(parents=True, exist_ok=True)
+        digit = Image.open(path)
+        if i % 3 == 0:
+            digit = digit.convert("RGBA")
+        elif i % 3 == 1:
+            digit = digit.quantize(256)
+        digit.save(folder / f"{100 - i}.png")
+    assert fid_json(capsys, "b", "c")["frechet_distance"] < 1e-9
+    Image.new("RGB", (50, 20), "red").save("b/wide.png")
+    Image.new("RGBA", (20, 50), (255, 0, 0, 255)).save("c/wide.webp", lossless=True)
+    Image.new("RGB", (50, 20), "red").save("c/wide.png")
+    Image.new("RGB", (20, 50), (255, 0, 0)).save("b/tall.png")
+    result = fid_json(capsys, "b", "c", "--batch-size", "4")
+    assert result["images"] == [17, 17]
+    assert result["frechet_distance"] < 1e-9
+    few = fid_json(capsys, "a", "b", "--num-images", "6")
+    assert few["images"] == [6, 6]
+
+
+def test_fid_classifier(folders, small_data, capsys):
+    """A data set by name and the same images in class folders; trained once; and all that it reports."""
+    digits = torchvision.datasets.MNIST(small_data)
+    for i, (image, label) in enumerate(digits):
+        (folders / "classes" / str(label)).mkdir(parents=True, exist_ok=True)
+        image.save(folders / "classes" / str(label) / f"{i}.png")
+    flags = "--features", "classifier", "--data-dir", small_data
+    result = fid_json(capsys, "mnist", "classes", *flags)
+    assert "fid" not in result
+    assert 0 <= result["frechet_distance"] < 1e-4
+    assert result["images"] == [48, 48]
+    assert result["features"] == "mnist classifier"
+    for name in ("classes", "entropy", "confidence", "class_accuracy"):
+        assert result[name][0] == pytest.approx(result[name][1], rel=1e-4)
+    (cache,) = Path("data", "cache").iterdir()
+    assert result["weights"] == hashlib.sha256(cache.read_bytes()).hexdigest()[:8]
+
+    made = cache.stat().st_mtime_ns
+    fid.main(["mnist", "classes", *map(str, flags), "--device", "cpu"])
+    out, err = capsys.readouterr()
+    assert "of 10 classes" in out
+    assert "class accuracy" in out
+    assert "not the FID Inception's" in out
+    assert "training" not in err  # only the first time
+    assert fid_json(capsys, "mnist", "classes", *flags) == result
+    report = fid_json(
+        capsys, "mnist:test", "b", *flags, "--dataset", "mnist", "--metrics", "fid", "kid", "is"
+    )
+    assert cache.stat().st_mtime_ns == made
+    assert list(Path("data", "cache").iterdir()) == [cache]
+    assert report["class_accuracy"][1] is None  # no class folders
+    assert report["frechet_distance"] > 0
+    assert {"kid", "kid_std", "is", "is_std"} <= report.keys()
+
+
+def test_fid_classifier_learns():
+    """A quarter of an epoch of the real data is enough for 95%."""
+    train, test = (torchvision.datasets.MNIST(ROOT / "data", train=train) for train in (True, False))
+    network = fid.Classifier()
+    fid.train_classifier(network, train.data[:15_000, None], train.targets[:15_000], epochs=1)
+    assert not network.training
+    with torch.inference_mode():
+        features, logits = network(network.prepare(test.data[:2000, None]))
+    assert features.shape == (2000, 128)
+    assert (logits.argmax(1) == test.targets[:2000]).double().mean() > 0.95
+    same = fid.Classifier()
+    fid.train_classifier(same, train.data[:256, None], train.targets[:256], epochs=1)
+    again = fid.Classifier()
+    fid.train_classifier(again, train.data[:256, None], train.targets[:256], epochs=1)
+    assert all(torch.equal(a, b) for a, b in zip(same.parameters(), again.parameters()))
+
+
+def test_fid_classifier_sizes():
+    network = fid.Classifier()
+    digits = torchvision.datasets.MNIST(ROOT / "data").data[:8, None]
+    plain = network.prepare(digits)
+    assert torch.equal(plain, digits / 255)
+    assert torch.allclose(network.prepare(digits.expand(-1, 3, -1, -1)), plain)
+    assert torch.equal(network.prepare(nn.functional.pad(digits, [2] * 4)), plain)
+    large = torchvision.transforms.functional.resize(digits, [64, 64], antialias=True)
+    assert network.prepare(large).shape == (8, 1, 28, 28)
+    assert (network.prepare(large) - plain).abs().mean() < 0.05
