@@ -479,19 +479,21 @@ def load_weights(network, path):
     if missing or wrong.unexpected_keys:
         odd = ", ".join(missing[:3] or wrong.unexpected_keys[:3])
         what = "missing" if missing else "not in this network"
-        fail(f"{path}: weights of another network ({odd}, … {what}); the right file is {RELEASE}{WEIGHTS}")
+        fail(f"{path}: weights of another network ({odd} ... {what}); the right file is {RELEASE}{WEIGHTS}")
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
 
 
 def load_inception(path):
-    """The FIDInception with the released weights, or those in the file `path`; and their hash."""
+    """The FIDInception with the weights in the file `path`, or the released ones; and their hash."""
     if path is None:
         path = Path(torch.hub.get_dir(), "checkpoints", WEIGHTS)
         try:
-            torch.hub.load_state_dict_from_url(RELEASE + WEIGHTS, map_location="cpu", check_hash=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_file():
+                torch.hub.download_url_to_file(RELEASE + WEIGHTS, path, hash_prefix=RELEASED)
         except Exception as error:  # its type depends on the network between here and there
             fail(
-                f"--weights: no {path}, and no download; fetch {RELEASE}{WEIGHTS} and put it there or give "
+                f"--weights: no {path}, and no download; fetch {RELEASE}{WEIGHTS} and put it there, or give "
                 f"--weights FILE; or, for digits and garments, --features classifier ({error!r:.100})"
             )
     with torch.device("meta"):  # no numbers yet: the file has them
@@ -535,10 +537,8 @@ def train_classifier(network, images, labels, epochs=4, batch_size=128):
     network.train()
     with tqdm(desc="training the classifier", total=epochs * len(images), unit=" images") as bar:
         for epoch in range(epochs):
-            order = torch.randperm(len(images), generator=stream("cpu", "classifier", epoch)).to(
-                images.device
-            )
-            for index in order.split(batch_size):
+            order = torch.randperm(len(images), generator=stream("cpu", "classifier", epoch))
+            for index in order.to(images.device).split(batch_size):
                 loss = F.cross_entropy(network(network.prepare(images[index]))[1], labels[index])
                 optimizer.zero_grad()
                 loss.backward()
@@ -567,16 +567,10 @@ def parse_args(argv):
     add = parser.add_argument
     sets = ", ".join(DATASETS)
     add("paths", nargs="*", metavar="PATH", help=f"a folder of images, a .npz file, or one of {sets}[:test]")
-    add(
-        "--save-stats", nargs=2, metavar=("PATH", "OUT.npz"), help="write the statistics of PATH, and no more"
-    )
+    add("--save-stats", nargs=2, metavar=("PATH", "OUT.npz"), help="only write the statistics of PATH")
     add("--metrics", nargs="+", choices=["fid", "kid", "is"], default=["fid"], help="what to compute")
     add("--features", choices=["inception", "classifier"], default="inception", help="what to compare")
-    add(
-        "--dataset",
-        choices=["mnist", "fashion_mnist"],
-        help="the classifier's; None: the one that a PATH names",
-    )
+    add("--dataset", choices=["mnist", "fashion_mnist"], help="the classifier's; None: that of the PATHs")
     add("--data-dir", default="data", help="where the data sets are")
     add("--weights", metavar="FILE", help=f"a file {WEIGHTS}; None: torch.hub's, downloaded if it is missing")
     add("--num-images", type=int, metavar="N", help="take N images of each path at random")

@@ -2609,6 +2609,23 @@ def test_fid_bad_input(folders, inception, capsys, monkeypatch):
     fails(fid, ["a", "b"], capsys, *words)
 
 
+def test_fid_weights_are_fetched_and_checked(folders, inception, capsys, monkeypatch):
+    """From a folder in place of the release: a file with another hash is refused, the right one is kept."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(folders / "hub"))
+    (folders / "release").mkdir()
+    shutil.copy(inception, folders / "release" / fid.WEIGHTS)
+    monkeypatch.setattr(fid, "RELEASE", (folders / "release").as_uri() + "/")
+    kept = folders / "hub" / "checkpoints" / fid.WEIGHTS
+    fails_late(fid, ["a", "b", "--device", "cpu"], capsys, "--weights", "invalid hash")
+    assert not kept.exists()
+    weights = hashlib.sha256(inception.read_bytes()).hexdigest()[:8]
+    monkeypatch.setattr(fid, "RELEASED", weights)
+    assert fid.load_inception(None)[1] == weights
+    shutil.rmtree(folders / "release")
+    assert fid.load_inception(None)[1] == weights  # from the disk
+    assert kept.read_bytes() == inception.read_bytes()
+
+
 def test_fid_reads_any_folder(folders, tiny, capsys):
     """Other names, nesting, modes and a mixture of sizes make no difference to what is measured."""
     for i, path in enumerate(sorted((folders / "b").iterdir())):
@@ -2662,6 +2679,7 @@ def test_fid_classifier(folders, small_data, capsys):
     )
     assert cache.stat().st_mtime_ns == made
     assert list(Path("data", "cache").iterdir()) == [cache]
+    assert report["confidence"][0] != result["confidence"][0]  # other images: the test set
     assert report["class_accuracy"][1] is None  # no class folders
     assert report["frechet_distance"] > 0
     assert {"kid", "kid_std", "is", "is_std"} <= report.keys()
