@@ -1,0 +1,326 @@
+"""How fast is every script, and how much of the machine does it use?
+
+    python benchmark.py                             # the whole table
+    python benchmark.py --script cgan --quick
+    python benchmark.py --device cuda --markdown
+
+Of each training script, with its own batch size, on random images of its own size:
+
+    images/s    real images that train_step takes in a second, with the making of the batches and the reading
+                of the metrics, as the script's loop does both; in fp32, and in bf16
+    GFLOP       for one image: multiplications and additions of convolutions and matrix products
+    of matmul   FLOPs a second in fp32, over those of a 2048 x 2048 x 2048 product of matrices in fp32
+    batch       the time to make a batch, over that of a step in fp32
+    memory      the most that 40 steps on MNIST need in fp32: of the process, or, on CUDA, of the device
+    tutorial    images/s in fp32 and in bf16, over those of the same networks in the loop of tutorials: a
+                DataLoader that transforms image by image, Adam that is not fused, sigmoid and BCELoss where
+                the loss is a cross-entropy, .item() and print in each step; for dcgan64_celeba.py on JPEGs
+
+Of fid.py: the images/s of its Inception network, and the seconds of the Frechet distance of 2048 features.
+
+All jobs take turns, so that a machine that is busy for a while is busy for all; the table has medians. FLOPs
+are counted with the formulas of torch.utils.flop_counter in every operation that is dispatched: its own
+FlopCounterMode does not look into autograd.grad, which wgan_gp.py needs.
+"""
+
+import argparse
+import contextlib
+import importlib
+import inspect
+import io
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
+from torch.utils.flop_counter import flop_registry
+from torchvision import datasets, transforms
+from torchvision.transforms.functional import to_pil_image
+from tqdm import tqdm
+
+import fid
+
+SHAPES = {  # of an image
+    "vanilla_gan": (1, 28, 28),
+    "dcgan_mnist": (1, 28, 28),
+    "wgan_gp": (1, 28, 28),
+    "cgan": (1, 28, 28),
+    "dcgan32_wgan_sn": (1, 32, 32),
+    "dcgan64_celeba": (3, 64, 64),
+}
+PEAK = """
+import contextlib, io, resource, sys, torch
+import {name} as script
+with contextlib.redirect_stdout(io.StringIO()):
+    script.main(sys.argv[1:])
+on_cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+print(torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else on_cpu)
+"""
+
+# ---- What is timed -----------------------------------------------------------------------------------------
+
+
+class Player:
+    """A script's networks and settings, ready to train."""
+
+    def __init__(self, name, device, **adam):
+        self.script, self.device, self.shape = importlib.import_module(name), device, SHAPES[name]
+        self.args = self.script.parse_args(["--device", str(device)])
+        torch.manual_seed(0)
+        second = getattr(self.script, "Critic", None) or self.script.Discriminator
+        self.generator, self.second = self.script.Generator().to(device), second().to(device)
+        for network in (self.generator, self.second):
+            network.apply(getattr(self.script, "init_weights", lambda layer: None))
+        adam["betas"] = (0.0, 0.9) if name == "wgan_gp" else (0.5, 0.999)
+        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), self.args.lr_g, **adam)
+        self.optimizer_second = torch.optim.Adam(self.second.parameters(), self.args.lr_d, **adam)
+        self.n_critic = getattr(self.args, "n_critic", 1)
+        self.count = self.args.batch_size * self.n_critic  # real images in a step
+
+
+def ours(name, device, precision):
+    """Two functions: a training step as the script's loop takes it, and the making of its batch alone."""
+    player = Player(name, device, fused=True)
+    script, count = player.script, player.count
+    images = torch.randint(0, 256, (10 * count, *player.shape), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, 10, (len(images),), device=device)
+    batches = torch.randperm(len(images), device=device).view(-1, count)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    networks = player.generator, player.second, player.optimizer_g, player.optimizer_second
+    names = list(inspect.signature(script.train_step).parameters)[len(networks) :]
+    pending, number = [], [0]
+
+    def batch():
+        number[0] += 1
+        index = batches[number[0] % len(batches)]
+        rng = script.stream(device, "step", number[0])
+        given = {"real": images[index].float().div_(127.5).sub_(1), "labels": labels[index], "rng": rng}
+        if "z" in names:
+            given["z"] = torch.randn(count, player.args.latent_dim, device=device, generator=rng)
+        return given | {"autocast": autocast, "minimax": False, "noise": 0.0} | vars(player.args)
+
+    def step():
+        given = batch()
+        metrics = script.train_step(*networks, *(given[name] for name in names))
+        pending.append(torch.stack(list(metrics.values())))
+        if len(pending) == script.LOG_EVERY:
+            torch.stack(pending).tolist()
+            pending.clear()
+
+    return step, batch
+
+
+def tutorial(name, device, folder):
+    """A training step of the same networks as tutorials write it, in fp32."""
+    player = Player(name, device)
+    script, args, generator, second = player.script, player.args, player.generator, player.second
+    scale = [transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]
+    if name == "dcgan64_celeba":
+        crop = [transforms.Resize(64), transforms.CenterCrop(64), *scale]
+        dataset = datasets.ImageFolder(folder, transforms.Compose(crop))
+    else:
+        pad = [transforms.Pad((player.shape[1] - 28) // 2)] if player.shape[1] > 28 else []
+        dataset = datasets.MNIST("data", transform=transforms.Compose([*pad, *scale]))
+    loader = DataLoader(dataset, args.batch_size, shuffle=True, drop_last=True)
+    bce, batches = nn.BCELoss(), iter(())
+
+    def draw():
+        nonlocal batches
+        try:
+            return next(batches)
+        except StopIteration:
+            batches = iter(loader)
+            return next(batches)
+
+    def update(optimizer, loss):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def step():
+        for _ in range(player.n_critic):
+            real, labels = (tensor.to(device) for tensor in draw())
+            classes = [labels] if name == "cgan" else []
+            fake = generator(torch.randn(len(real), args.latent_dim, device=device), *classes)
+            real_score, fake_score = second(real, *classes), second(fake.detach(), *classes)
+            if hasattr(script, "Critic"):
+                loss = fake_score.mean() - real_score.mean()
+                if name == "wgan_gp":
+                    penalty, _ = script.gradient_penalty(second, real, fake.detach(), None)
+                    loss = loss + args.gp_weight * penalty
+            else:
+                ones, zeros = torch.ones_like(real_score), torch.zeros_like(real_score)
+                loss = bce(real_score.sigmoid(), ones) + bce(fake_score.sigmoid(), zeros)
+            d_loss = update(player.optimizer_second, loss)
+        fake = generator(torch.randn(len(real), args.latent_dim, device=device), *classes)
+        score = second(fake, *classes)
+        g_loss = -score.mean() if hasattr(script, "Critic") else bce(score.sigmoid(), torch.ones_like(score))
+        update(player.optimizer_g, g_loss)
+        print(f"D {d_loss.item():.4f} G {g_loss.item():.4f}")
+
+    return step
+
+
+def inception(device, precision):
+    """The FID Inception, with random weights, on 50 images; reading them is not in it."""
+    network = fid.FIDInception().fuse().to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    images = torch.randint(0, 256, (50, 3, 64, 64), dtype=torch.uint8, device=device)
+
+    @torch.inference_mode()
+    def step():
+        network(network.prepare(images))
+
+    return step
+
+
+def frechet():
+    """The Frechet distance of two well-conditioned Gaussians of 2048 dimensions; always on the CPU."""
+    rng = torch.Generator().manual_seed(0)
+    moments = []
+    for _ in range(2):
+        rows = torch.randn(6000, 2048, dtype=torch.float64, generator=rng)
+        rows = rows @ torch.randn(2048, 2048, dtype=torch.float64, generator=rng)
+        moments += [rows.mean(0), torch.cov(rows.T)]
+    return lambda: fid.frechet_distance(*moments)
+
+
+def matmul(device):
+    a, b = torch.randn(2, 2048, 2048, device=device)
+    return lambda: a @ b
+
+
+# ---- Measuring ---------------------------------------------------------------------------------------------
+
+
+class FLOPs(TorchDispatchMode):
+    """Counts, in `total`, the FLOPs of all that is dispatched inside."""
+
+    total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if function._overloadpacket in flop_registry:
+            self.total += flop_registry[function._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def seconds(function, device, least):
+    """Seconds that a call takes, from as many as fill `least` seconds."""
+    calls, start = 0, time.perf_counter()
+    while calls == 0 or time.perf_counter() - start < least:
+        function()
+        calls += 1
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+def take_turns(jobs, device, rounds, least):
+    """The median seconds of each job, by its name; they take turns, after one round that does not count."""
+    times = {name: [] for name in jobs}
+    with tqdm(total=(rounds + 1) * len(jobs), unit=" measurements") as bar:
+        for number in range(rounds + 1):
+            for name, job in jobs.items():
+                with contextlib.redirect_stdout(io.StringIO()):
+                    taken = seconds(job, device, least)
+                if number:
+                    times[name].append(taken)
+                bar.update()
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def peak(name, device, steps):
+    """Bytes that a run of so many steps on MNIST held at most, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--dataset", "mnist", "--max-steps", steps, "--device", device, "--out-dir", f"{folder}/run"]
+        command = [sys.executable, "-c", PEAK.format(name=name), *map(str, flags)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return int(output.split()[-1])
+
+
+def write_jpegs(folder, count=256):
+    """Pictures of the size of CelebA's faces, smooth as these are, in one class folder."""
+    rng = torch.Generator().manual_seed(0)
+    (folder / "faces").mkdir()
+    for i in range(count):
+        coarse = torch.rand(1, 3, 11, 9, generator=rng)
+        image = nn.functional.interpolate(coarse, (218, 178), mode="bicubic").clamp(0, 1)[0]
+        to_pil_image(image).save(folder / "faces" / f"{i}.jpg", quality=90)
+
+
+def measure(names, device, quick):
+    """Rows of the table: a list of dictionaries from column to text."""
+    rounds, least = (1, 0.0) if quick else (15, 0.3)
+    with tempfile.TemporaryDirectory() as folder:
+        write_jpegs(Path(folder))
+        jobs, flops = {"matmul": matmul(device)}, {}
+        for name in names:
+            if name == "fid":
+                jobs |= {("fid", p): inception(device, p) for p in ("fp32", "bf16")} | {"frechet": frechet()}
+                continue
+            for precision in ("fp32", "bf16"):
+                jobs[name, precision], jobs[name, "batch"] = ours(name, device, precision)
+            with FLOPs() as count:
+                jobs[name, "fp32"]()
+            flops[name] = count.total
+            jobs[name, "tutorial"] = tutorial(name, device, folder)
+        taken = take_turns(jobs, device, rounds, least)
+    rate, rows = 2 * 2048**3 / taken["matmul"], []
+    for name in names:
+        if name == "fid":
+            speeds = {f"images/s {p}": f"{50 / taken['fid', p]:,.0f}" for p in ("fp32", "bf16")}
+            rows.append({"script": "fid.py, Inception"} | speeds)
+            rows.append({"script": f"fid.py, Frechet distance: {taken['frechet']:.2f} s"})
+            continue
+        args = importlib.import_module(name).parse_args([])
+        count = args.batch_size * getattr(args, "n_critic", 1)
+        row = {"script": f"{name}.py"}
+        row |= {f"images/s {p}": f"{count / taken[name, p]:,.0f}" for p in ("fp32", "bf16")}
+        row["GFLOP"] = f"{flops[name] / count / 1e9:.4f}"
+        row["of matmul"] = f"{flops[name] / taken[name, 'fp32'] / rate:.0%}"
+        row["batch"] = f"{taken[name, 'batch'] / taken[name, 'fp32']:.2%}"
+        row["memory"] = f"{peak(name, device, 2 if quick else 40) / 1e9:.2f} GB"
+        for precision in ("fp32", "bf16"):
+            row[f"tutorial {precision}"] = f"{taken[name, 'tutorial'] / taken[name, precision]:.2f}"
+        rows.append(row)
+    return rate, rows
+
+
+def table(rows, markdown):
+    """The rows as text, columns aligned, or as Markdown."""
+    columns = list(max(rows, key=len))
+    lines = [columns, *([row.get(column, "") for column in columns] for row in rows)]
+    if markdown:
+        lines = [f"| {' | '.join(line)} |" for line in lines]
+        return "\n".join([lines[0], "|" + " --- |" * len(columns), *lines[1:]])
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser("benchmark.py", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("--script", choices=[*SHAPES, "fid"], help="this one alone")
+    add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
+    add(
+        "--quick", action="store_true", help="one measurement of each: to see that it works, not to be quoted"
+    )
+    add("--markdown", action="store_true", help="print the table as Markdown")
+    args = parser.parse_args(argv)
+    device = fid.pick_device(args.device)
+    names = [args.script] if args.script else [*SHAPES, "fid"]
+    rate, rows = measure(names, device, args.quick)
+    print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads; ", end="")
+    print(f"matrix product in fp32: {rate / 1e9:,.0f} GFLOP/s")
+    print(table(rows, args.markdown))
+
+
+if __name__ == "__main__":
+    main()
