@@ -27,19 +27,20 @@ where x and x' are two different images of one set, y and y' of the other.
 The Inception Score needs one set alone: exp E[KL(p(y|x) || p(y))], from 1 (all predictions alike) to the
 number of classes (each image surely of one, and all classes equally often).
 
-How they mislead. (1) FID falls with the number of images, also for a perfect generator: m and S are
-estimates. Compare figures of equal numbers only; KID has no such bias. (2) Resizing and JPEG change
-features: compare what went through the same steps. (3) Figures from other weights, or other features, are
-other figures. What this file calls FID is computed with one network only, the weights that everyone uses
-since pytorch-fid; others have another name here. (4) Digits are not photographs: for MNIST and Fashion-
-MNIST, --features classifier trains a small network on the labelled training set and measures the same
-Frechet distance on its last hidden layer, with what only a classifier can tell: the classes that are there,
-and how sure it is of them.
+How they mislead. (1) FID falls with the number of images, also between two sets of real ones: m and S are
+estimates. Compare figures of equal numbers only; the KID has no such bias. (2) Resizing and compression
+change features: compare what went through the same steps. (3) Figures from other weights, or other features,
+are other figures. What is called FID here comes from one network alone, the Inception of the FID's authors
+with the weights that the pytorch-fid project has released; anything else gets another name. (4) Digits are no
+photographs. For MNIST and Fashion-MNIST, --features classifier trains a small network on the labelled
+training set, and takes the Frechet distance of its last hidden layer; and it tells what only a classifier
+can: which of the ten classes are there, and how sure it is.
 
-Papers: Heusel et al. 2017, arXiv 1706.08500 (FID, section 2); Binkowski et al. 2018, arXiv 1801.01401 (KID,
-section 4); Salimans et al. 2016, arXiv 1606.03498 (IS, section 4). The network is that of the first: an
-Inception v3 of December 2015. Departures from pytorch-fid: transparent images lie on white, 16 bits are
-scaled and not clipped, photographs are turned upright as their EXIF data say.
+MEASURED
+
+Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, arXiv 1801.01401 (KID);
+Salimans et al. 2016, arXiv 1606.03498, section 4 (IS). Departures from pytorch-fid: transparent images lie on
+white, 16 bits are scaled and not clipped, photographs are turned upright as their EXIF data say.
 """
 
 import argparse

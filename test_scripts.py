@@ -31,6 +31,7 @@ import torchvision
 from PIL import Image
 from torch import nn
 
+import benchmark
 import cgan
 import dcgan32_wgan_sn
 import dcgan64_celeba
@@ -2712,3 +2713,63 @@ def test_fid_classifier_sizes():
     large = torchvision.transforms.functional.resize(digits, [64, 64], antialias=True)
     assert network.prepare(large).shape == (8, 1, 28, 28)
     assert (network.prepare(large) - plain).abs().mean() < 0.05
+
+
+# ---- benchmark ---------------------------------------------------------------------------------------------
+
+
+def test_benchmark_counts_flops():
+    """Of vanilla_gan, by hand: a layer counts once forward, and once for each gradient that is wanted."""
+    g, d = 100 * 256 + 256 * 512 + 512 * 1024 + 1024 * 784, 784 * 512 + 512 * 256 + 256
+    forward = 2 * g + 3 * d  # fakes for D, fakes for G; D on real images, and on both fakes
+    d_step = 2 * d + 2 * (
+        d - 784 * 512
+    )  # of weights, of inputs; twice, for real and fake; no image's gradient
+    g_step = d + 2 * g - 100 * 256  # through D to the images alone; no gradient of z
+    step, _ = benchmark.ours("vanilla_gan", torch.device("cpu"), "fp32")
+    with benchmark.FLOPs() as count:
+        step()
+    assert count.total == 128 * 2 * (forward + d_step + g_step)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_benchmark_trains_each_script(name, tmp_path, monkeypatch):
+    """Each loop that is compared moves all weights of the same networks."""
+    players = []
+
+    class Small(benchmark.Player):
+        def __init__(self, *args, **adam):
+            super().__init__(*args, **adam)
+            self.args.batch_size, self.count = 8, 8 * self.n_critic
+            self.weights = [*self.generator.parameters(), *self.second.parameters()]
+            self.first = [weight.detach().clone() for weight in self.weights]
+            players.append(self)
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(benchmark, "Player", Small)
+    benchmark.write_jpegs(tmp_path, count=8)
+    for loop in (
+        benchmark.tutorial(name, torch.device("cpu"), tmp_path),
+        *(benchmark.ours(name, torch.device("cpu"), precision)[0] for precision in ("fp32", "bf16")),
+    ):
+        loop()
+    assert len(players) == 3
+    for player in players:
+        assert all(torch.equal(a, b) for a, b in zip(player.first, players[0].first))
+        still = [torch.equal(a, b) for a, b in zip(player.first, player.weights)]
+        assert sum(still) <= (name == "wgan_gp")  # the last bias of its critic, which cancels
+
+
+def test_benchmark_quick(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    benchmark.main(["--quick", "--script", "vanilla_gan", "--device", "cpu", "--markdown"])
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert "GFLOP/s" in head
+    names, _, values = ([cell.strip() for cell in row.strip("|").split("|")] for row in rows)
+    row = dict(zip(names, values))
+    assert row["script"] == "vanilla_gan.py"
+    assert row["GFLOP"] == "0.0187"
+    assert 0.1 < float(row["memory"].split()[0]) < 5
+    for column in ("images/s fp32", "images/s bf16", "tutorial fp32", "tutorial bf16"):
+        assert float(row[column].replace(",", "")) > 0
+    assert benchmark.table([{"a": "1"}, {"a": "22", "b": "3"}], False) == "a   b\n1\n22  3"

@@ -29,7 +29,7 @@ ask for the same thing, a higher a; the paper trains with the second, and so doe
 
 What to watch (seed 42, fp32, means over an epoch; pictures in the README): after epoch 1 the samples were
 noise and blots, after 5 half of them were digits, after 20 nearly all; white specks stayed to the end. L_D
-fell to 1.21 in epoch 3, then rose to 1.33, D(real) and D(fake) closed in on 1/2, from 0.59 and 0.45 to 0.53
+fell to 1.22 in epoch 3, then rose to 1.33, D(real) and D(fake) closed in on 1/2, from 0.58 and 0.45 to 0.53
 and 0.48, and L_G on 0.80: both players near the end of the game, none ahead. Read as 2 log 2 - 2 JSD, a D
 loss of 1.33 says that this D still sees a divergence of 0.03. The minimax loss did as well here: D(G(z))
 was never below 0.43, and after 5 epochs the samples were as good. Failure is a D that runs ahead: with
