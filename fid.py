@@ -29,14 +29,17 @@ number of classes (each image surely of one, and all classes equally often).
 
 How they mislead. (1) FID falls with the number of images, also between two sets of real ones: m and S are
 estimates. Compare figures of equal numbers only; the KID has no such bias. (2) Resizing and compression
-change features: compare what went through the same steps. (3) Figures from other weights, or other features,
-are other figures. What is called FID here comes from one network alone, the Inception of the FID's authors
-with the weights that the pytorch-fid project has released; anything else gets another name. (4) Digits are no
-photographs. For MNIST and Fashion-MNIST, --features classifier trains a small network on the labelled
-training set, and takes the Frechet distance of its last hidden layer; and it tells what only a classifier
-can: which of the ten classes are there, and how sure it is.
+change features: compare what went through the same steps. (3) Figures from other weights, or other
+features, are other figures. What is called FID here comes from one network alone, the Inception of the
+FID's authors with the weights that the pytorch-fid project has released; anything else gets another name.
+(4) Digits are no photographs. For MNIST and Fashion-MNIST, --features classifier trains a small network on
+the labelled training set, and takes the Frechet distance of its last hidden layer; and it tells what only a
+classifier can: which of the ten classes are there, and how sure it is.
 
-MEASURED
+Measured with --features classifier: MNIST's training images are 60.6 from its test images if 500 of each
+are taken (--num-images), 29.5 with 1,000, 14.8 with 2,000, 7.2 with 5,000 and 4.8 with 10,000, though both
+are real. Fashion-MNIST's test images are 1.6 from 10,000 training images; made 64x64 and read back, 173.
+With random Inception weights, --precision bf16 changed a distance of 300 from 300 colour pictures by 1.0%.
 
 Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, arXiv 1801.01401 (KID);
 Salimans et al. 2016, arXiv 1606.03498, section 4 (IS). Departures from pytorch-fid: transparent images lie on
