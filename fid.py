@@ -15,7 +15,8 @@ distance is the squared 2-Wasserstein distance of the two,
     FID = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
 
 The last trace needs no matrix square root: with S1 = A A' and S2 = B B' it is the sum of the singular
-values of A'B. These are real and not negative, whatever rounding does, and singular matrices need no care.
+values of A'B, whose squares are the eigenvalues of a symmetric matrix, A'B (A'B)'. So nothing can become
+complex, as it can for the product S1 S2, and singular matrices need no special care.
 
 The kernel inception distance is the squared maximum mean discrepancy with the kernel (x'y / d + 1)^3 =
 k(x, y) of d features:
@@ -240,12 +241,10 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
     Means (D,) and covariances (D, D), float64. Raises RuntimeError if the sizes differ.
     """
     product = factor(sigma1).T @ factor(sigma2)
-    squares = torch.linalg.eigvalsh(product @ product.T)  # of the singular values, in ascending order
-    if len(squares) and squares[0] > 1e-12 * squares[-1]:
-        root = squares.sqrt().sum()
-    else:  # squares lose half of the digits: small singular values are found themselves, which takes longer
-        root = torch.linalg.svdvals(product).sum()
-    return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * root).clamp(min=0)
+    # The squares of its singular values. Rounding can make the smallest negative; their roots do not count.
+    squares = torch.linalg.eigvalsh(product @ product.T).clamp(min=0)
+    distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * squares.sqrt().sum()
+    return distance.clamp(min=0)
 
 
 def squared_mmd(x, y):
