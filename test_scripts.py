@@ -2665,6 +2665,13 @@ def test_fid_classifier(folders, small_data, capsys):
     for i, (image, label) in enumerate(digits):
         (folders / "classes" / str(label)).mkdir(parents=True, exist_ok=True)
         image.save(folders / "classes" / str(label) / f"{i}.png")
+    args = types.SimpleNamespace(data_dir=small_data, num_images=40)  # images keep their labels when shuffled
+    files, labels = fid.open_images("classes", args)
+    assert [file.parent.name for file in files] == [str(label) for label in labels.tolist()]
+    label_of = {np.asarray(image).tobytes(): label for image, label in digits}
+    images, labels = fid.open_images("mnist", args)
+    assert [label_of[image.numpy().tobytes()] for image in images] == labels.tolist()
+    assert len(files) == len(images) == 40
     flags = "--features", "classifier", "--data-dir", small_data
     result = fid_json(capsys, "mnist", "classes", *flags)
     assert "fid" not in result
