@@ -18,8 +18,8 @@ The last trace needs no matrix square root: with S1 = A A' and S2 = B B' it is t
 values of A'B, whose squares are the eigenvalues of a symmetric matrix, A'B (A'B)'. So nothing can become
 complex, as it can for the product S1 S2, and singular matrices need no special care.
 
-The kernel inception distance is the squared maximum mean discrepancy with the kernel (x'y / d + 1)^3 =
-k(x, y) of d features:
+The kernel inception distance is the squared maximum mean discrepancy of the two sets of features. With d
+features an image, and k(x, y) = (x'y / d + 1)^3,
 
     KID = E[k(x, x')] + E[k(y, y')] - 2 E[k(x, y)]
 
@@ -78,10 +78,13 @@ def average_pool(x):
 
 
 def max_pool(x):
+    """The largest of each 3x3 neighbourhood."""
     return F.max_pool2d(x, 3, stride=1, padding=1)
 
 
 class BlockA(inception.InceptionA):
+    """The block of Mixed_5b to 5d: as torchvision's, but for the pool."""
+
     def _forward(self, x):
         small = self.branch5x5_2(self.branch5x5_1(x))
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
@@ -89,6 +92,8 @@ class BlockA(inception.InceptionA):
 
 
 class BlockC(inception.InceptionC):
+    """The block of Mixed_6b to 6e: as torchvision's, but for the pool."""
+
     def _forward(self, x):
         single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
@@ -97,6 +102,8 @@ class BlockC(inception.InceptionC):
 
 
 class BlockE(inception.InceptionE):
+    """The block of Mixed_7b and 7c: as torchvision's, but for the pool, which is not the same in the two."""
+
     def __init__(self, channels, pool):
         super().__init__(channels)
         self.pool = pool
@@ -176,7 +183,7 @@ class Classifier(nn.Module):
         self.fc = nn.Linear(128, 10)
 
     def prepare(self, images):
-        """uint8 images (N, C, H, W) as (N, 1, 28, 28) in [0, 1]: 32x32 lose their padding."""
+        """uint8 images (N, C, H, W) as (N, 1, 28, 28) in [0, 1]; of 32x32, the padding is cut off."""
         x = images.float().mean(1, keepdim=True) / 255
         if x.shape[2:] == (32, 32):
             return x[:, :, 2:-2, 2:-2]
@@ -214,6 +221,7 @@ class Moments:
         self.shift(other.count, other.mean)
 
     def shift(self, count, mean):
+        """Move to the mean of both sets, of which the scatter is already the sum about their own means."""
         delta, total = mean - self.mean, self.count + count
         self.scatter.addr_(delta, delta, alpha=self.count * count / total)
         self.mean += delta * (count / total)
@@ -320,6 +328,7 @@ def fail(message, status=2):
 
 
 def warn(message):
+    """One line on stderr, clear of the progress bar."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
 
 
@@ -467,6 +476,7 @@ def load_stats(path):
 
 
 def save_stats(path, stats):
+    """Write mu and sigma as pytorch-fid does, and beside them what weights they come from."""
     np.savez_compressed(path, mu=stats.mu.numpy(), sigma=stats.sigma.numpy(), weights=stats.weights)
 
 
