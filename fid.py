@@ -432,11 +432,8 @@ class Measured:
 
 
 @torch.inference_mode()
-def measure(path, network, weights, args, device):
-    """The Measured of a folder, a data set or a file of statistics."""
-    if path.endswith(".npz"):
-        return load_stats(path)
-    images, labels = open_images(path, args)
+def measure(path, images, labels, network, weights, args, device):
+    """The Measured of images, as open_images returns them, and of their labels."""
     moments = Moments(network.size, "cpu" if device.type == "mps" else device)  # mps has no float64
     features, logits = [], []
     with tqdm(desc=path, total=len(images), unit=" images") as bar:
@@ -674,14 +671,18 @@ def show(result):
 def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device)
-    network = weights = None
-    if not all(path.endswith(".npz") for path in args.paths):
+    # All paths before the network, which may take minutes to train or to fetch.
+    sets = [load_stats(path) if path.endswith(".npz") else open_images(path, args) for path in args.paths]
+    if not all(isinstance(found, Measured) for found in sets):
         if args.features == "classifier":
             network, weights = load_classifier(args.dataset, args.data_dir, device)
         else:
             network, weights = load_inception(args.weights)
         network.to(device, torch.bfloat16 if args.precision == "bf16" else torch.float32)
-    measured = [measure(path, network, weights, args, device) for path in args.paths]
+    measured = [
+        found if isinstance(found, Measured) else measure(path, *found, network, weights, args, device)
+        for path, found in zip(args.paths, sets)
+    ]
     if args.save_stats:
         save_stats(args.save_stats[1], *measured)
         print(f"mu and sigma of {measured[0].count} images in {args.save_stats[1]}")

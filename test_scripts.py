@@ -2617,6 +2617,14 @@ def test_fid_bad_input(folders, inception, capsys, monkeypatch):
         "--features classifier",
     )
     fails(fid, ["a", "b"], capsys, *words)
+    fails(fid, ["a", "nowhere"], capsys, "nowhere")  # before the weights
+    fails(
+        fid,
+        ["mnist:test", "nowhere", "--features", "classifier", "--data-dir", ROOT / "data"],
+        capsys,
+        "nowhere",
+    )
+    assert not Path("data").exists()  # nothing was trained
 
 
 def test_fid_weights_are_fetched_and_checked(folders, inception, capsys, monkeypatch):
