@@ -55,6 +55,7 @@ import math
 import os
 import random
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -417,6 +418,16 @@ def batches(images, size):
         yield [torch.from_numpy(array).permute(0, 3, 1, 2) for array in arrays]
 
 
+def ahead(items):
+    """The items, none of them None; another thread makes the next one while the caller uses the last."""
+    items = iter(items)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
 @dataclass
 class Measured:
     """What is known of a set of images. Statistics from a file have no count, and no features or logits."""
@@ -437,8 +448,9 @@ def measure(path, images, labels, network, weights, args, device):
     moments = Moments(network.size, "cpu" if device.type == "mps" else device)  # mps has no float64
     features, logits = [], []
     with tqdm(desc=path, total=len(images), unit=" images") as bar:
-        for parts in batches(images, args.batch_size):
-            outputs = network(torch.cat([network.prepare(part.to(device)) for part in parts]))
+        lists = batches(images, args.batch_size)
+        for x in ahead(torch.cat([network.prepare(part.to(device)) for part in parts]) for parts in lists):
+            outputs = network(x)
             moments.add(outputs[0])
             if "kid" in args.metrics:
                 features.append(outputs[0])

@@ -18,6 +18,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 import types
 import urllib.error
@@ -2642,6 +2643,29 @@ def test_fid_weights_are_fetched_and_checked(folders, inception, capsys, monkeyp
     shutil.rmtree(folders / "release")
     assert fid.load_inception(None)[1] == weights  # from the disk
     assert kept.read_bytes() == inception.read_bytes()
+
+
+def test_fid_prepares_one_batch_ahead():
+    made, free = [], threading.Semaphore(2)
+
+    def source():
+        for i in range(5):
+            assert free.acquire(timeout=60)
+            made.append(i)
+            yield i
+        raise SystemExit(2)
+
+    items = fid.ahead(source())
+    assert next(items) == 0
+    end = time.monotonic() + 60
+    while len(made) < 2 and time.monotonic() < end:
+        time.sleep(0.001)
+    assert made == [0, 1]  # the next is made while this one is in use
+    free.release(5)
+    rest = []
+    with pytest.raises(SystemExit):  # what ends the source ends the caller
+        rest.extend(items)
+    assert rest == [1, 2, 3, 4]
 
 
 def test_fid_reads_any_folder(folders, tiny, capsys):
