@@ -70,7 +70,7 @@ class Player:
     """A script's networks and settings, ready to train."""
 
     def __init__(self, name, device, **adam):
-        self.script, self.device, self.shape = importlib.import_module(name), device, SHAPES[name]
+        self.script, self.shape = importlib.import_module(name), SHAPES[name]
         self.args = self.script.parse_args(["--device", str(device)])
         torch.manual_seed(0)
         second = getattr(self.script, "Critic", None) or self.script.Discriminator
@@ -100,7 +100,9 @@ def ours(name, device, precision):
         number[0] += 1
         index = batches[number[0] % len(batches)]
         rng = script.stream(device, "step", number[0])
-        given = {"real": images[index].float().div_(127.5).sub_(1), "labels": labels[index], "rng": rng}
+        given = {"real": images[index].float().div_(127.5).sub_(1), "rng": rng}
+        if "labels" in names:
+            given["labels"] = labels[index]
         if "z" in names:
             given["z"] = torch.randn(count, player.args.latent_dim, device=device, generator=rng)
         return given | {"autocast": autocast, "minimax": False, "noise": 0.0} | vars(player.args)
@@ -311,9 +313,7 @@ def main(argv=None):
     add = parser.add_argument
     add("--script", choices=[*SHAPES, "fid"], help="this one alone")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
-    add(
-        "--quick", action="store_true", help="one measurement of each: to see that it works, not to be quoted"
-    )
+    add("--quick", action="store_true", help="one measurement of each, which is not to be quoted")
     add("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args(argv)
     device = fid.pick_device(args.device)

@@ -251,7 +251,7 @@ def celeba_folder(data_dir):
 
 
 def to_rgb(image):
-    """A picture of any mode in RGB: upright as its EXIF data say, 16 bits scaled to 8, on white."""
+    """A picture of any mode in RGB: upright as EXIF says, 16 bits made 8, transparent parts white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of grey
         image = image.point(lambda value: value / 257).convert("L")

@@ -379,7 +379,7 @@ def open_images(path, args):
 
 
 def to_rgb(image):
-    """A picture of any mode in RGB: upright as its EXIF data say, 16 bits scaled to 8, on white."""
+    """A picture of any mode in RGB: upright as EXIF says, 16 bits made 8, transparent parts white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of grey
         image = image.point(lambda value: value / 257).convert("L")
@@ -495,7 +495,8 @@ def load_weights(network, path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         wrong = network.load_state_dict(state, strict=False, assign=True)
     except Exception as error:  # its type depends on the damage, and on which keys there are
-        fail(f"{path}: not weights of this network, or damaged ({' '.join(str(error).split()):.200})")
+        reason = " ".join(str(error).split())
+        fail(f"{path}: not weights of this network, or damaged; replace it ({reason:.200})")
     # Batch normalisation's count of batches, which nothing here uses, came later than the released file.
     missing = [name for name in wrong.missing_keys if not name.endswith("num_batches_tracked")]
     if missing or wrong.unexpected_keys:
