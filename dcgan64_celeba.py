@@ -40,6 +40,7 @@ paper: 5), half the channels, z normal and not uniform, the fakes of D's step us
 
 import argparse
 import atexit
+import functools
 import hashlib
 import importlib.util
 import json
@@ -189,6 +190,7 @@ DATASETS = {  # torchvision's class, the folder where it looks, and the files th
 }
 SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
 CACHE = Path("data", "cache")  # decoded folders of images
+ROW = 64 * 64 * 3  # bytes of an image there
 LOG_EVERY = 20  # steps between rows of history.csv
 SAVE_EVERY = 600  # seconds between checkpoints inside a long epoch
 
@@ -275,10 +277,26 @@ def decode(path):
         return None
 
 
-def decode_all(paths):
-    """The bytes of those image files that can be read, one after another, and the names of the others."""
-    decoded = {path: decode(path) for path in paths}
-    return b"".join(filter(None, decoded.values())), [str(path) for path in paths if not decoded[path]]
+def decode_into(cache, numbered):
+    """Write the images [(7, path), (8, path), ...] to these rows of the file `cache`.
+
+    Returns the rows of those that cannot be read, and how many there were in all.
+    """
+    decoded = [decode(path) for _, path in numbered]
+    with open(cache, "r+b") as file:
+        file.seek(numbered[0][0] * ROW)
+        file.write(b"".join(pixels or bytes(ROW) for pixels in decoded))
+    return [number for (number, _), pixels in zip(numbered, decoded) if pixels is None], len(numbered)
+
+
+def close_gaps(cache, count, gaps):
+    """Of `count` rows in the file `cache`, drop those with the numbers `gaps`, and move the others up."""
+    images = torch.from_file(str(cache), shared=True, size=count * ROW, dtype=torch.uint8).view(count, ROW)
+    kept = sorted({*range(count)} - {*gaps})
+    for row, number in enumerate(kept):
+        images[row] = images[number]
+    del images  # before the file gets shorter than what is mapped
+    os.truncate(cache, len(kept) * ROW)
 
 
 def map_folder(folder):
@@ -289,7 +307,7 @@ def map_folder(folder):
     if not folder.is_dir():
         fail(f"--data-dir: {folder} is no folder; give one with images")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    stats = [(str(file.relative_to(folder)), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
     place, content = (hashlib.sha256(repr(key).encode()).hexdigest() for key in (folder.resolve(), stats))
     cache = CACHE / f"{place[:12]}-{content[:12]}.uint8"
     if not cache.is_file():
@@ -297,17 +315,20 @@ def map_folder(folder):
         bad, partial = [], cache.with_suffix(f".{os.getpid()}")
         try:
             bar = tqdm(desc="decoding", total=len(files), unit=" images", disable=not files)
-            with open(partial, "wb") as out, bar:
-                # Processes: threads would wait for one another, for Python's lock.
-                loader = DataLoader(files, 32, num_workers=count_cores(), collate_fn=decode_all)
-                for pixels, unreadable in loader:
-                    out.write(pixels)
+            partial.touch()
+            # Processes, for threads would wait for Python's lock; each writes its images where they belong.
+            work = {"num_workers": count_cores(), "collate_fn": functools.partial(decode_into, partial)}
+            with bar:
+                for unreadable, count in DataLoader(list(enumerate(files)), 32, **work):
                     bad += unreadable
-                    bar.update(len(pixels) // (64 * 64 * 3) + len(unreadable))
+                    bar.update(count)
             if bad:
-                print(f"{len(bad)} of {len(files)} files cannot be read: {', '.join(bad[:5])}", flush=True)
+                names = ", ".join(str(files[number]) for number in bad[:5])
+                print(f"{len(bad)} of {len(files)} files cannot be read: {names}", flush=True)
             if len(bad) == len(files):
                 fail(f"--data-dir: no image to read in {folder}; give a folder with {', '.join(SUFFIXES)}")
+            if bad:
+                close_gaps(partial, len(files), bad)
             os.replace(partial, cache)
             for stale in set(CACHE.glob(f"{place[:12]}-*")) - {cache}:
                 stale.unlink()

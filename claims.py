@@ -1,0 +1,571 @@
+"""What tutorials say about GANs, put to the test.
+
+    python claims.py --list                         # the claims, and how many runs each takes
+    python claims.py minimax critic-norm            # train, measure, write the tables and the plots
+    python claims.py minimax --quick                # one seed, few steps, few samples: to see how it works
+    python claims.py minimax --table                # the table of figures that were measured before
+
+A claim is tested by settings: a script, its flags and, where a user would hardly want a flag, a change that
+is made from outside. Each setting is trained with the seeds 42, 43 and 44 by the script's own main, which
+stops at certain steps. There 10,000 samples are made as its --generate makes them, and measured as
+fid.py --features classifier does, against the test set:
+
+    distance        Frechet distance on the classifier's features; 0 is best, and it is no FID
+    classes         how many of the ten have 1% of the samples or more
+    entropy         of the classes' shares; 1 if all are equal
+    confidence      the classifier's mean probability of the likeliest class
+    class_accuracy  for cgan.py, the share of samples of which the likeliest class is the one asked for
+    diversity       root mean square distance of two samples, over that of two test images
+
+results/NAME.csv has these for each setting, seed and step, and the means over the 100 steps before of what
+the script reports; seconds are those of training alone, on the CPU those of its one core. The plot
+assets/claim_NAME.png shows the distance over the training, and samples of the first seed. While runs/claims
+is there, what was measured is not trained again, and what was stopped goes on. On the CPU a run has one
+thread, and as many run side by side as there are cores: that is faster than one after the other, and the
+figures do not depend on the number of cores.
+"""
+
+import argparse
+import contextlib
+import csv
+import importlib
+import io
+import json
+import math
+import multiprocessing
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+from tqdm import tqdm
+
+import fid
+
+SEEDS = 42, 43, 44
+SAMPLES = 10_000
+RUNS, TABLES, PLOTS = Path("runs/claims"), Path("results"), Path("assets")
+QUICK = Path("runs/quick")
+
+# ---- Changes from outside ----------------------------------------------------------------------------------
+
+
+def pytorch_init(script):
+    """Leave the weights as PyTorch initialises them."""
+    return mock.patch.object(script, "init_weights", return_value=None)
+
+
+def batch_norm_in_critic(script):
+    """Batch normalisation in the critic of wgan_gp.py, where dcgan_mnist.py has it."""
+
+    class Critic(script.Critic):
+        def __init__(self):
+            super().__init__()
+            self.layers.insert(3, nn.BatchNorm2d(128))
+
+    return mock.patch.object(script, "Critic", Critic)
+
+
+# ---- Settings and claims -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, and the steps after which it is measured."""
+
+    label: str
+    script: str
+    points: tuple[int, ...]
+    flags: str = ""
+    change: Callable | None = None
+
+    def until(self, step, label=None):
+        """The first part of the same run."""
+        points = tuple(point for point in self.points if point <= step)
+        return replace(self, points=points, label=label or self.label)
+
+    @property
+    def args(self):
+        """The settings of the script's command line, as its parse_args returns them."""
+        return importlib.import_module(self.script).parse_args(self.flags.split())
+
+    @property
+    def command(self):
+        """What a user would type, and in brackets what is changed from outside."""
+        change = f" ({self.change.__name__})" if self.change else ""
+        return f"python {self.script}.py {self.flags}".strip() + change
+
+    def folder(self, home, seed):
+        """Where its run is; settings that differ in label and points alone share it."""
+        name = re.sub(r"[^a-z0-9.]+", "-", self.command.removeprefix("python ").lower()).strip("-")
+        return home / name / f"seed-{seed}"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence that the settings decide, and what its table shows beside the distance."""
+
+    text: str
+    settings: tuple[Setting, ...]
+    columns: tuple[str, ...] = ("classes", "entropy", "confidence")
+    axis: str = "step"
+
+
+def epochs(steps, *numbers):
+    """The steps at which these epochs end."""
+    return tuple(steps * number for number in numbers)
+
+
+BF16 = "--precision bf16"
+VANILLA = Setting("50 epochs", "vanilla_gan", epochs(468, 1, 2, 3, 4, 5, 10, 20, 30, 40, 50), BF16)
+DCGAN = Setting("25 epochs", "dcgan_mnist", epochs(468, *range(1, 11), 15, 20, 25), BF16)
+WGAN_GP = Setting("10 epochs", "wgan_gp", epochs(187, *range(1, 11)), BF16)
+CGAN = Setting("10 epochs", "cgan", epochs(937, *range(1, 11)), BF16)
+STEPS = 200, 500, *range(1000, 4001, 1000), *range(6000, 20001, 2000)
+SN = Setting("20,000 steps", "dcgan32_wgan_sn", STEPS, BF16)
+FASHION = f"--dataset fashion_mnist --epochs 9 {BF16}"
+DCGAN64 = Setting("9 epochs", "dcgan64_celeba", epochs(468, *range(1, 10)), FASHION)
+
+
+def other(setting, label, flags, step=None, change=None):
+    """A setting that differs from another in its flags or by a change."""
+    shorter = setting.until(step or setting.points[-1], label)
+    return replace(shorter, flags=f"{flags} {BF16}".strip(), change=change)
+
+
+def rates(lr_g, lr_d):
+    return other(SN, f"G {lr_g}, C {lr_d}", f"--lr-g {lr_g} --lr-d {lr_d}", 4000)
+
+
+AHEAD = "--lr-d 2e-3 --lr-g 2e-5"
+CLAIMS = {
+    "vanilla_gan": Claim("vanilla_gan.py, the run of full length", (VANILLA,)),
+    "dcgan_mnist": Claim("dcgan_mnist.py, the run of full length", (DCGAN,)),
+    "wgan_gp": Claim("wgan_gp.py, ten epochs", (WGAN_GP,)),
+    "cgan": Claim("cgan.py, ten epochs", (CGAN,), ("classes", "entropy", "confidence", "class_accuracy")),
+    "dcgan32_wgan_sn": Claim("dcgan32_wgan_sn.py, the run of full length", (SN,)),
+    "dcgan64_celeba": Claim("dcgan64_celeba.py, nine epochs of Fashion-MNIST", (DCGAN64,)),
+    "minimax": Claim(
+        "The minimax loss trains worse than the non-saturating one",
+        (
+            VANILLA.until(2340, "non-saturating"),
+            other(VANILLA, "minimax", "--generator-loss minimax", 2340),
+            other(VANILLA, "non-saturating, D ahead", AHEAD, 2340),
+            other(VANILLA, "minimax, D ahead", f"{AHEAD} --generator-loss minimax", 2340),
+        ),
+        ("classes", "confidence", "diversity", "d_fake"),
+    ),
+    "init": Claim(
+        "DCGAN needs weights from N(0, 0.02)",
+        (
+            DCGAN.until(2340, "N(0, 0.02)"),
+            other(DCGAN, "as PyTorch initialises", "", 2340, pytorch_init),
+        ),
+    ),
+    "label-smoothing": Claim(
+        "DCGAN is better with D's target for real images at 0.9",
+        (
+            other(DCGAN, "1.0", "--real-label 1.0", 2340),
+            DCGAN.until(2340, "0.9"),
+            other(DCGAN, "0.8", "--real-label 0.8", 2340),
+        ),
+        ("classes", "confidence", "d_real", "d_fake"),
+    ),
+    "instance-noise": Claim(
+        "DCGAN is better with noise on what D sees",
+        (
+            DCGAN.until(2340, "none"),
+            other(DCGAN, "0.1, falling to 0", "--epochs 5 --instance-noise 0.1", 2340),
+            other(DCGAN, "0.3, falling to 0", "--epochs 5 --instance-noise 0.3", 2340),
+        ),
+        ("classes", "confidence", "d_real", "d_fake"),
+    ),
+    "healthy": Claim(
+        "A healthy DCGAN has a D loss of 0.5 to 1.5, D(real) of 0.7 to 0.9, and D(fake) rises to 0.3 or more",
+        (DCGAN,),
+        ("range of d_loss", "range of d_real", "range of d_fake"),
+    ),
+    "estimate": Claim(
+        "The Wasserstein estimate of WGAN-GP tracks the quality of the samples",
+        (WGAN_GP,),
+        ("wasserstein", "rank correlation"),
+    ),
+    "n-critic": Claim(
+        "WGAN-GP needs five steps of the critic for one of G, at equal time",
+        (
+            WGAN_GP.until(935, "5"),
+            replace(other(WGAN_GP, "1", "--n-critic 1"), points=epochs(604, 1, 2, 3, 4, 5)),
+        ),
+        ("classes", "confidence", "wasserstein"),
+        "seconds",
+    ),
+    "critic-norm": Claim(
+        "Batch normalisation in the critic hurts WGAN-GP",
+        (
+            WGAN_GP.until(935, "none"),
+            other(WGAN_GP, "batch normalisation", "", 935, batch_norm_in_critic),
+        ),
+        ("classes", "confidence", "wasserstein", "gradient_norm"),
+    ),
+    "control": Claim(
+        "Conditioning gives control over the class",
+        (CGAN.until(4685, "convolutions"), other(CGAN, "--mlp", "--mlp", 4685)),
+        ("class_accuracy", "confidence"),
+    ),
+    "lr-collapse": Claim(
+        "dcgan32: with lr_g >= lr_d the generator collapses to one output",
+        (
+            replace(SN.until(4000), label="G 3e-5, C 6e-5"),
+            rates("3e-5", "3e-5"),
+            rates("6e-5", "6e-5"),
+            rates("6e-5", "3e-5"),
+            rates("3e-4", "6e-4"),
+            rates("6e-4", "3e-4"),
+        ),
+        ("classes", "confidence", "diversity"),
+    ),
+    "stages": Claim(
+        "dcgan32: noise at 200 steps, blurs at 4,000, garments at 8,000, good ones at 20,000",
+        (SN.until(200), SN.until(4000), SN.until(8000), SN),
+        ("classes", "confidence", "diversity"),
+    ),
+    "spectral-norm": Claim(
+        "The Wasserstein loss needs spectral normalisation, and no batch normalisation in the critic",
+        (
+            SN.until(4000, "spectral"),
+            other(SN, "none", "--no-spectral-norm", 4000),
+            other(SN, "spectral and batch", "--critic-norm batch", 4000),
+            other(SN, "batch", "--no-spectral-norm --critic-norm batch", 4000),
+        ),
+        ("classes", "confidence", "diversity", "slope"),
+    ),
+    "batch-size": Claim(
+        "dcgan32: batches of 32 are better than batches of 128, at as many images seen",
+        (
+            SN.until(4000, "32"),
+            replace(other(SN, "128", "--batch-size 128"), points=(50, 125, 250, 500, 750, 1000)),
+        ),
+        axis="images",
+    ),
+    "stability": Claim(
+        "The Wasserstein loss trains more stably than binary cross-entropy, at equal time",
+        (
+            DCGAN.until(4680, "cross-entropy (dcgan_mnist.py)"),
+            replace(WGAN_GP, label="Wasserstein, penalty (wgan_gp.py)"),
+            replace(
+                other(SN, "Wasserstein, spectral (dcgan32_wgan_sn.py)", "--dataset mnist"),
+                points=tuple(range(700, 7001, 700)),
+            ),
+        ),
+        ("spread over seeds", "spread over the last five"),
+        "seconds",
+    ),
+}
+
+# ---- Training and measuring --------------------------------------------------------------------------------
+
+
+def generated(script, checkpoint, count, device):
+    """What --generate would write: uint8 images (N, C, H, W), and for cgan.py their classes (N,), or None."""
+    images, folders = [], []
+
+    class Kept:
+        def __init__(self, image):
+            images.append(image)
+
+        def save(self, path):
+            folders.append(path.parent.name)
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(script, "to_pil_image", Kept):
+        flags = ["--checkpoint", str(checkpoint), "--out-dir", f"{folder}/images", "--device", device]
+        script.main(["--generate", str(count), *flags])
+    labels = torch.tensor([int(name) for name in folders]) if {*folders} <= {*"0123456789"} else None
+    return torch.stack(images), labels
+
+
+class Judge:
+    """Measures samples against the test set of a data set, as fid.py does with its classifier."""
+
+    def __init__(self, dataset, device):
+        self.device, self.path = torch.device(device), f"{dataset}:test"
+        self.args = fid.parse_args([self.path, "samples", "--features", "classifier", "--data-dir", "data"])
+        self.network, self.weights = fid.load_classifier(dataset, "data", self.device)
+        self.network.to(self.device)
+        self.real, labels = fid.open_images(self.path, self.args)
+        self.reference = self.measure(self.path, self.real, labels)
+
+    def measure(self, path, images, labels):
+        return fid.measure(path, images, labels, self.network, self.weights, self.args, self.device)
+
+    def __call__(self, images, labels):
+        """The distance and the other figures of uint8 images (N, C, H, W) and their classes, or None."""
+        result = fid.compare(self.reference, self.measure("samples", images, labels), self.args)
+        row = {"distance": result["frechet_distance"]}
+        row |= {name: result[name][1] for name in ("classes", "entropy", "confidence", "class_accuracy")}
+        fake, real = (self.network.prepare(x).var(0, correction=0).sum() for x in (images, self.real))
+        return row | {"diversity": (fake / real).sqrt().item()}
+
+
+def picture(folder, step):
+    """The file with 64 samples of the run in `folder` at that step."""
+    return folder.with_name(f"{folder.name}-step-{step}.png")
+
+
+def train_until(step, script, setting, seed, folder, device):
+    """Train, or go on, until `step`. Returns whether the loss stayed finite, and the seconds of a step."""
+    checkpoint = folder / "checkpoint.pt"
+    flags, done = [*setting.flags.split(), "--seed", str(seed), "--out-dir", str(folder)], 0
+    if checkpoint.is_file():
+        flags, done = ["--resume", str(checkpoint)], script.load_checkpoint(checkpoint)["step"]
+    if done > step:
+        raise RuntimeError(f"{folder} is beyond step {step}; remove it, to measure there")
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    start = clock()
+    try:
+        script.main([*flags, "--max-steps", str(step), "--device", device])
+    except SystemExit as end:
+        if end.code != 1:  # 1: the loss is not finite
+            raise RuntimeError(f"{folder}: stopped with status {end.code}") from end
+        return False, math.nan
+    return True, (clock() - start) / (step - done) if done < step else math.nan
+
+
+def follow(setting, seed, home, samples, device):
+    """Train with a setting and a seed, and measure at its points: a row for each, as a dictionary.
+
+    Once the loss is not finite, that is the last row, and its distance is NaN.
+    """
+    if device == "cpu":
+        torch.set_num_threads(1)
+    script, folder = importlib.import_module(setting.script), setting.folder(home, seed)
+    notes, judge = folder.with_suffix(".json"), None
+    rows = json.loads(notes.read_text()) if notes.is_file() else []
+    for point in setting.points:
+        if any(row["step"] == point or math.isnan(row["distance"]) for row in rows):
+            continue
+        with contextlib.ExitStack() as stack:
+            for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+                stack.enter_context(redirect(io.StringIO()))
+            if setting.change:
+                stack.enter_context(setting.change(script))
+            finite, per_step = train_until(point, script, setting, seed, folder, device)
+            before = rows[-1] if rows else {"step": 0, "seconds": 0.0}
+            row = {"step": point, "seconds": before["seconds"] + per_step * (point - before["step"])}
+            row |= {
+                "images": point * setting.args.batch_size * getattr(setting.args, "n_critic", 1),
+                "distance": math.nan,
+            }
+            if finite:
+                images, labels = generated(script, folder / "checkpoint.pt", samples, device)
+                to_pil_image(make_grid(images[:64], 8)).save(picture(folder, point))
+                judge = judge or Judge(setting.args.dataset, device)
+                history = script.load_checkpoint(folder / "checkpoint.pt")["history"]
+                row |= judge(images, labels) | dict(zip(script.METRICS, history[-100:].mean(0).tolist()))
+        rows.append(row)
+        notes.write_text(json.dumps(rows, indent=1) + "\n")
+    return [row for row in rows if row["step"] in setting.points]
+
+
+def work(job):
+    return job, follow(*job)
+
+
+# ---- Tables and plots --------------------------------------------------------------------------------------
+
+
+def rank_correlation(x, y):
+    """Spearman's: the correlation of the ranks of two lists of different numbers."""
+    ranks = [torch.tensor(values).argsort().argsort().double() for values in (x, y)]
+    return torch.corrcoef(torch.stack(ranks))[0, 1].item()
+
+
+def spread(values):
+    """The middle one of some numbers, and in brackets the least and the largest."""
+    values = sorted(values)
+    digits = 3 if max(map(abs, values)) < 10 else 1
+    least, middle, most = (f"{v:.{digits}f}" for v in (values[0], statistics.median(values), values[-1]))
+    return middle if least == most else f"{middle} ({least} to {most})"
+
+
+def column(name, runs):
+    """A cell: what `name` asks for, of runs of one setting that differ in their seeds (lists of rows)."""
+    ends = [rows[-1] for rows in runs]
+    if name == "steps":
+        return f"{ends[0]['step']:,}"
+    if name == "minutes":
+        seconds = [end["seconds"] for end in ends if math.isfinite(end["seconds"])]
+        return f"{statistics.median(seconds) / 60:.1f}" if seconds else ""
+    if any(math.isnan(end["distance"]) for end in ends):
+        return "not finite"
+    if name.startswith("range of "):
+        values = [row[name.removeprefix("range of ")] for rows in runs for row in rows]
+        return f"{min(values):.3f} to {max(values):.3f}"
+    if name == "rank correlation":
+        pairs = [[[row[key] for row in rows] for key in ("wasserstein", "distance")] for rows in runs]
+        return spread(rank_correlation(*pair) for pair in pairs)
+    if name == "spread over seeds":
+        values = [end["distance"] for end in ends]
+        return f"{(max(values) - min(values)) / statistics.median(values):.0%}"
+    if name == "spread over the last five":
+        tails = [[row["distance"] for row in rows[-5:]] for rows in runs]
+        parts = sorted((max(tail) - min(tail)) / statistics.median(tail) for tail in tails)
+        return f"{statistics.median(parts):.0%} ({parts[0]:.0%} to {parts[-1]:.0%})"
+    return spread(end[name] for end in ends)
+
+
+def runs_of(setting, rows):
+    """Of the rows of a CSV those of a setting: a list for each seed."""
+    mine = [row for row in rows if row["setting"] == setting.command and row["step"] <= setting.points[-1]]
+    return [[row for row in mine if row["seed"] == seed] for seed in sorted({row["seed"] for row in mine})]
+
+
+def table(claim, rows):
+    """A claim's rows of its CSV as a Markdown table: medians of the seeds, and in brackets the extremes."""
+    columns = ("steps", "minutes", "distance", *claim.columns)
+    lines = [f"| setting | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+    for setting in claim.settings:
+        runs = runs_of(setting, rows)
+        cells = [column(name, runs) for name in columns]
+        lines.append(f"| {setting.label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def report(name, claim, rows):
+    print(f"{name}: {claim.text}\n\n{table(claim, rows)}\n")
+
+
+def write_rows(path, rows):
+    """A CSV of dictionaries that need not have all columns."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def read_rows(path):
+    """The rows of such a CSV; numbers are numbers again."""
+
+    def value(text):
+        try:
+            return int(text) if text.isdigit() else float(text)
+        except ValueError:
+            return text or None
+
+    with path.open(newline="") as file:
+        return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+
+
+def plot(claim, rows, home, path):
+    """The distance over training, a colour for each setting; below, samples of each at its end."""
+    count = len(claim.settings)
+    figure = Figure(figsize=(max(8, 2.6 * count), 6.4), layout="constrained")
+    figure.suptitle(claim.text, wrap=True)
+    grids = figure.add_gridspec(2, count, height_ratios=(1.2, 1))
+    axis = figure.add_subplot(grids[0, :])
+    for i, setting in enumerate(claim.settings):
+        runs = runs_of(setting, rows)
+        for j, run in enumerate(runs):
+            style = {"color": f"C{i}", "marker": ".", "label": None if j else setting.label, "linewidth": 1}
+            axis.plot([row[claim.axis] for row in run], [row["distance"] for row in run], **style)
+        below = figure.add_subplot(grids[1, i])
+        below.set_axis_off()
+        below.set_title(setting.label, fontsize="medium")
+        for row in [row for row in runs[0] if math.isfinite(row["distance"])][-1:]:
+            below.imshow(Image.open(picture(setting.folder(home, row["seed"]), row["step"])))
+    labels = {"step": "step", "images": "real images seen", "seconds": "seconds of training"}
+    axis.set(xlabel=labels[claim.axis], ylabel="distance to the test set", yscale="log")
+    axis.legend()
+    figure.savefig(path)
+
+
+# ---- Main --------------------------------------------------------------------------------------------------
+
+
+def shortened(claim):
+    """The same claim after a hundredth of the steps, for --quick."""
+    points = [tuple(sorted({max(2, point // 100) for point in s.points})) for s in claim.settings]
+    return replace(claim, settings=tuple(map(lambda s, p: replace(s, points=p), claim.settings, points)))
+
+
+def measure(claims, home, seeds, samples, device, workers):
+    """The rows of each claim, by its name. Settings that share a run are trained once, as far as any goes."""
+    furthest = {}
+    for setting in (setting for claim in claims.values() for setting in claim.settings):
+        rivals = setting, furthest.get(setting.command, setting)
+        furthest[setting.command] = max(rivals, key=lambda rival: rival.points[-1])
+    for dataset in {setting.args.dataset for setting in furthest.values()}:
+        fid.load_classifier(dataset, "data", torch.device(device))  # before many ask for it at once
+    jobs = [(setting, seed, home, samples, device) for seed in seeds for setting in furthest.values()]
+    rows = {command: [] for command in furthest}
+    spawn = multiprocessing.get_context("spawn")
+    with spawn.Pool(workers) if workers > 1 else contextlib.nullcontext() as pool:
+        results = pool.imap_unordered(work, jobs) if pool else map(work, jobs)
+        for (setting, seed, *_), measured in tqdm(results, total=len(jobs), unit=" runs"):
+            name = {"setting": setting.command, "seed": seed}
+            rows[setting.command] += [name | row for row in measured]
+    return {
+        name: [
+            row
+            for setting in {s.command: s for s in sorted(claim.settings, key=lambda s: s.points[-1])}.values()
+            for row in sorted(rows[setting.command], key=lambda row: (row["seed"], row["step"]))
+            if row["step"] <= setting.points[-1]
+        ]
+        for name, claim in claims.items()
+    }
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser("claims.py", description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="claims to test; see --list")
+    add("--list", action="store_true", help="list the claims, and the settings of each")
+    add("--table", action="store_true", help="no training: print the tables of what was measured before")
+    add("--quick", action="store_true", help="into runs/quick, in minutes, and not to be quoted")
+    add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
+    add("--jobs", type=int, help="runs side by side; None: one for each core on the CPU, else one")
+    args = parser.parse_args(argv)
+    for name in args.names:
+        if name not in CLAIMS:
+            parser.error(f"{name}: no such claim; give one of {', '.join(CLAIMS)}")
+    claims = {name: CLAIMS[name] for name in args.names or (CLAIMS if args.list or args.table else ())}
+    if args.list:
+        for name, claim in claims.items():
+            print(f"{name}: {claim.text}")
+            for setting in claim.settings:
+                print(f"    {setting.label}: {setting.command}, {setting.points[-1]:,} steps")
+        return
+    if not claims:
+        parser.error("give the NAME of a claim, or --list")
+    if args.table:
+        for name in filter(lambda name: (TABLES / f"{name}.csv").is_file(), claims):
+            report(name, claims[name], read_rows(TABLES / f"{name}.csv"))
+        return
+    device = str(fid.pick_device(args.device))
+    home, tables, plots, seeds, samples = RUNS, TABLES, PLOTS, SEEDS, SAMPLES
+    if args.quick:
+        home = tables = plots = QUICK
+        seeds, samples = SEEDS[:1], SAMPLES // 10
+        claims = {name: shortened(claim) for name, claim in claims.items()}
+    workers = args.jobs or (fid.count_cores() if device == "cpu" else 1)
+    for name, rows in measure(claims, home, seeds, samples, device, workers).items():
+        for folder in (tables, plots):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_rows(tables / f"{name}.csv", rows)
+        plot(claims[name], rows, home, plots / f"claim_{name}.png")
+        report(name, claims[name], rows)
+
+
+if __name__ == "__main__":
+    main()
