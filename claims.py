@@ -236,7 +236,7 @@ CLAIMS = {
     ),
     "stages": Claim(
         "dcgan32: noise at 200 steps, blurs at 4,000, garments at 8,000, good ones at 20,000",
-        (SN.until(200), SN.until(4000), SN.until(8000), SN),
+        tuple(SN.until(step, f"{step:,}") for step in (200, 4000, 8000, 20000)),
         ("classes", "confidence", "diversity"),
     ),
     "spectral-norm": Claim(
@@ -370,7 +370,8 @@ def follow(setting, seed, home, samples, device):
                 to_pil_image(make_grid(images[:64], 8)).save(picture(folder, point))
                 judge = judge or Judge(setting.args.dataset, device)
                 history = script.load_checkpoint(folder / "checkpoint.pt")["history"]
-                row |= judge(images, labels) | dict(zip(script.METRICS, history[-100:].mean(0).tolist()))
+                row |= dict(zip(script.METRICS, history[-100:].mean(0).tolist()))
+                row |= judge(images, labels)  # its diversity replaces that of batches in training
         rows.append(row)
         notes.write_text(json.dumps(rows, indent=1) + "\n")
     return [row for row in rows if row["step"] in setting.points]
@@ -389,10 +390,11 @@ def rank_correlation(x, y):
     return torch.corrcoef(torch.stack(ranks))[0, 1].item()
 
 
-def spread(values):
+def spread(values, digits=None):
     """The middle one of some numbers, and in brackets the least and the largest."""
     values = sorted(values)
-    digits = 3 if max(map(abs, values)) < 10 else 1
+    if digits is None:
+        digits = 3 if max(map(abs, values)) < 10 else 1
     least, middle, most = (f"{v:.{digits}f}" for v in (values[0], statistics.median(values), values[-1]))
     return middle if least == most else f"{middle} ({least} to {most})"
 
@@ -420,7 +422,7 @@ def column(name, runs):
         tails = [[row["distance"] for row in rows[-5:]] for rows in runs]
         parts = sorted((max(tail) - min(tail)) / statistics.median(tail) for tail in tails)
         return f"{statistics.median(parts):.0%} ({parts[0]:.0%} to {parts[-1]:.0%})"
-    return spread(end[name] for end in ends)
+    return spread((end[name] for end in ends), digits=0 if name == "classes" else None)
 
 
 def runs_of(setting, rows):

@@ -34,6 +34,7 @@ from torch import nn
 
 import benchmark
 import cgan
+import claims
 import dcgan32_wgan_sn
 import dcgan64_celeba
 import dcgan_mnist
@@ -2826,3 +2827,187 @@ def test_benchmark_quick(capsys, monkeypatch):
     for column in ("images/s fp32", "images/s bf16", "tutorial fp32", "tutorial bf16"):
         assert float(row[column].replace(",", "")) > 0
     assert benchmark.table([{"a": "1"}, {"a": "22", "b": "3"}], False) == "a   b\n1\n22  3"
+
+
+# ---- claims ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench(small_data, tmp_path, monkeypatch):
+    """A working folder with the small data set, and one thread, as claims.py trains."""
+    shutil.copytree(small_data, tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["vanilla_gan", "cgan", "dcgan32_wgan_sn"])
+def test_claims_follow_a_run(name, bench, capsys, monkeypatch):
+    """The run is that of the script's main, and its figures are those of --generate and fid.py."""
+    flags = f"--dataset mnist --batch-size {BATCH}"
+    setting = claims.Setting("short", name, (3, 8), flags)
+    rows = claims.follow(setting, 43, Path("followed"), 130, "cpu")
+    assert [(row["step"], row["images"]) for row in rows] == [(3, 3 * BATCH), (8, 8 * BATCH)]
+    assert 0 < rows[0]["seconds"] < rows[1]["seconds"] < 60
+    followed = setting.folder(Path("followed"), 43)
+    script = importlib.import_module(name)
+    argv = [*flags.split(), "--seed", "43", "--device", "cpu"]
+    script.main([*argv, "--max-steps", "8", "--out-dir", "whole"])
+    assert_same_run(followed / "checkpoint.pt", "whole/checkpoint.pt")
+    metrics = read("whole/checkpoint.pt")["history"].mean(0).tolist()
+    for metric, mean in zip(script.METRICS, metrics):
+        assert rows[1][metric] == pytest.approx(mean) or metric == "diversity"
+    assert Image.open(claims.picture(followed, 8)).size[0] == 8 * (SIZES.get(name, 28) + 2) + 2
+
+    script.main(["--generate", "130", "--checkpoint", "whole/checkpoint.pt", "--out-dir", "images"])
+    result = fid_json(capsys, "mnist:test", "images", "--features", "classifier", "--device", "cpu")
+    assert rows[1]["distance"] == pytest.approx(result["frechet_distance"], rel=1e-6)
+    for figure in ("classes", "entropy", "confidence", "class_accuracy"):
+        assert rows[1][figure] == pytest.approx(result[figure][1]), figure
+    assert (rows[1]["class_accuracy"] is None) == (name != "cgan")
+    pngs = sorted(Path("images").rglob("*.png"))
+    fakes, real = (
+        torch.stack([torch.from_numpy(np.array(Image.open(path).convert("L"))) for path in pngs]).double(),
+        torchvision.datasets.MNIST("data", train=False).data.double(),
+    )
+    edge = 2 if name == "dcgan32_wgan_sn" else 0
+    fakes = fakes[:, edge : 28 + edge, edge : 28 + edge].flatten(1)
+    diversity = (torch.pdist(fakes).square().mean() / torch.pdist(real.flatten(1)).square().mean()).sqrt()
+    assert rows[1]["diversity"] == pytest.approx(diversity.item(), rel=0.02)  # pdist: two different images
+
+    # What was measured is not trained again, a shorter run is a part of it, and there is no way back.
+    monkeypatch.setattr(script, "main", None)
+    assert claims.follow(setting, 43, Path("followed"), 130, "cpu") == rows
+    assert claims.follow(setting.until(3), 43, Path("followed"), 130, "cpu") == rows[:1]
+    with pytest.raises(RuntimeError, match="beyond step 5"):
+        claims.follow(claims.replace(setting, points=(3, 5)), 43, Path("followed"), 130, "cpu")
+
+
+def test_claims_change_scripts_from_outside(bench):
+    flags = f"--dataset mnist --batch-size {BATCH} --lr-g 1e-12"
+    for change, std in ((None, 0.02), (claims.pytorch_init, 0.1 / math.sqrt(3))):  # U(-0.1, 0.1)
+        setting = claims.Setting("init", "dcgan_mnist", (1,), flags, change)
+        claims.follow(setting, 42, Path("runs"), 130, "cpu")
+        weights = read(setting.folder(Path("runs"), 42) / "checkpoint.pt")["generator"]["layers.0.weight"]
+        assert weights.std() == pytest.approx(std, rel=0.01)
+    with claims.batch_norm_in_critic(wgan_gp):
+        norms = [layer for layer in wgan_gp.Critic().layers if isinstance(layer, nn.BatchNorm2d)]
+        assert wgan_gp.Critic()(torch.zeros(2, 1, 28, 28)).shape == (2, 1)
+    assert [norm.num_features for norm in norms] == [128]
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in wgan_gp.Critic().layers)
+
+
+def test_claims_show_a_run_that_blows_up(bench):
+    setting = claims.Setting("hot", "vanilla_gan", (4, 8), f"--batch-size {BATCH} --lr-g 1e30 --lr-d 1e30")
+    (row,) = claims.follow(setting, 42, Path("runs"), 130, "cpu")
+    assert row["step"] == 4
+    assert math.isnan(row["distance"])
+    claim = claims.Claim("It blows up", (setting,))
+    rows = [{"setting": setting.command, "seed": 42} | row]
+    assert "not finite" in claims.table(claim, rows)
+    claims.plot(claim, rows, Path("runs"), Path("plot.png"))
+    claims.write_rows(Path("rows.csv"), rows)
+    (again,) = claims.read_rows(Path("rows.csv"))
+    assert math.isnan(again.pop("distance"))
+    assert again["step"] == 4
+
+
+def test_claims_arithmetic():
+    assert claims.rank_correlation([1, 2, 3], [10, 20, 21]) == pytest.approx(1)
+    assert claims.rank_correlation([1, 2, 3], [5, 4, -1]) == pytest.approx(-1)
+    # 1 - 6 sum(d^2) / (n (n^2 - 1)), with ranks 1 2 3 4 5 and 1 2 3 5 4
+    assert claims.rank_correlation([1, 2, 3, 4, 5], [5, 6, 7, 9, 8]) == pytest.approx(0.9)
+    assert claims.spread([3.0, 1.0, 2.25]) == "2.250 (1.000 to 3.000)"
+    assert claims.spread([300.0, 100.0, 200.0]) == "200.0 (100.0 to 300.0)"
+    assert claims.spread([10, 9, 10], digits=0) == "10 (9 to 10)"
+    assert claims.spread([0.5, 0.5, 0.5]) == "0.500"
+    runs = [
+        [
+            {"step": 10 * i, "seconds": 60.0 * i, "distance": d, "d_loss": d / 10}
+            for i, d in enumerate(distances, 1)
+        ]
+        for distances in (
+            [9.0, 5.0, 4.0, 4.0, 2.0, 4.0],
+            [9.0, 6.0, 6.0, 6.0, 6.0, 6.0],
+            [1.0, 3.0, 4.0, 5.0, 7.0, 5.0],
+        )
+    ]
+    assert claims.column("steps", runs) == "60"
+    assert claims.column("minutes", runs) == "6.0"
+    assert claims.column("distance", runs) == "5.000 (4.000 to 6.000)"
+    assert claims.column("range of d_loss", runs) == "0.100 to 0.900"
+    assert claims.column("spread over seeds", runs) == "40%"  # (6 - 4) / 5
+    # (5 - 2) / 4, (6 - 6) / 6, (7 - 3) / 5
+    assert claims.column("spread over the last five", runs) == "75% (0% to 80%)"
+    for i, run in enumerate(runs):
+        for row in run:
+            row["wasserstein"] = (1, -1, 2)[i] * row["step"]
+    claims.column("rank correlation", [[runs[0][0], runs[0][1]], [runs[2][0], runs[2][1]]])
+    assert (
+        claims.column("rank correlation", [runs[0][:2], runs[1][:2], runs[2][:2]])
+        == "1.000 (-1.000 to 1.000)"
+    )
+
+
+def test_claims_can_be_run():
+    """All flags are understood, all columns exist, and settings that share a run agree about its steps."""
+    points = {}
+    for claim in claims.CLAIMS.values():
+        assert len({setting.label for setting in claim.settings}) == len(claim.settings)
+        for setting in claim.settings:
+            assert list(setting.points) == sorted({*setting.points})
+            assert setting.args.max_steps is None or setting.points[-1] <= setting.args.max_steps
+            points.setdefault(setting.folder(Path(), 0), []).append(setting)
+            metrics = importlib.import_module(setting.script).METRICS
+            figures = {"classes", "entropy", "confidence", "class_accuracy", "diversity", *metrics}
+            known = {f"range of {metric}" for metric in metrics} | {"rank correlation"} | figures
+            assert {*claim.columns} <= known | {"spread over seeds", "spread over the last five"}
+    for settings in points.values():
+        longest = max((setting.points for setting in settings), key=len)
+        for setting in settings:
+            assert setting.points == longest[: len(setting.points)]
+            assert (setting.command, setting.change) == (settings[0].command, settings[0].change)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_claims_quick(jobs, bench, monkeypatch, capsys):
+    flags = f"--batch-size {BATCH}"
+    long = claims.Setting("long", "vanilla_gan", (300, 1200), flags)
+    short, other = long.until(300, "short"), claims.replace(long, label="other", flags=f"{flags} --lr-g 1e-3")
+    trial = {"one": claims.Claim("One", (short,)), "two": claims.Claim("Two", (short, long, other))}
+    monkeypatch.setattr(claims, "CLAIMS", trial)
+    monkeypatch.setattr(claims, "SAMPLES", 1300)
+    claims.main(["one", "two", "--quick", "--device", "cpu", "--jobs", str(jobs)])
+    out = capsys.readouterr().out
+    assert [
+        line.split(" |")[0] for line in out.splitlines() if line.startswith("| ") and "---" not in line
+    ] == ["| setting", "| short", "| setting", "| short", "| long", "| other"]
+    rows = claims.read_rows(Path("runs/quick/two.csv"))
+    assert [(row["setting"], row["seed"], row["step"]) for row in rows] == [
+        (setting.command, 42, step) for setting in (long, other) for step in (3, 12)
+    ]
+    assert all(row["distance"] > 0 and row["class_accuracy"] is None for row in rows)
+    assert [row["step"] for row in claims.read_rows(Path("runs/quick/one.csv"))] == [3]
+    assert Image.open("runs/quick/claim_two.png").size[0] > 700
+    # The same table from the file alone.
+    monkeypatch.setattr(claims, "TABLES", Path("runs/quick"))
+    monkeypatch.setattr(claims, "CLAIMS", {name: claims.shortened(claim) for name, claim in trial.items()})
+    claims.main(["--table"])
+    assert capsys.readouterr().out == out
+
+
+def test_claims_list(capsys):
+    claims.main(["--list"])
+    out = capsys.readouterr().out
+    for name, claim in claims.CLAIMS.items():
+        assert f"{name}: {claim.text}\n" in out
+    assert (
+        "as PyTorch initialises: python dcgan_mnist.py --precision bf16 (pytorch_init), 2,340 steps\n" in out
+    )
+    for argv in ([], ["no-such-claim"]):
+        with pytest.raises(SystemExit) as exit_:
+            claims.main(argv)
+        assert exit_.value.code == 2
+    assert "lr-collapse" in capsys.readouterr().err
