@@ -8,7 +8,7 @@
 A claim is tested by settings: a script, its flags and, where a user would hardly want a flag, a change that
 is made from outside. Each setting is trained with the seeds 42, 43 and 44 by the script's own main, which
 stops at certain steps. There 10,000 samples are made as its --generate makes them, and measured as
-fid.py --features classifier does, against the test set:
+fid.py --features classifier does, against the test set (made 64x64 for dcgan64_celeba.py):
 
     distance        Frechet distance on the classifier's features; 0 is best, and it is no FID
     classes         how many of the ten have 1% of the samples or more
@@ -44,13 +44,15 @@ from unittest import mock
 
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 from torch import nn
-from torchvision.transforms.functional import to_pil_image
+from torchvision.transforms.functional import resize, to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
 import fid
+import vanilla_gan
 
 SEEDS = 42, 43, 44
 SAMPLES = 10_000
@@ -74,6 +76,16 @@ def batch_norm_in_critic(script):
             self.layers.insert(3, nn.BatchNorm2d(128))
 
     return mock.patch.object(script, "Critic", Critic)
+
+
+def fully_connected_generator(script):
+    """The generator of vanilla_gan.py against the discriminator of dcgan_mnist.py."""
+
+    class Generator(vanilla_gan.Generator):
+        def __init__(self, latent_dim, refine):
+            super().__init__(latent_dim)
+
+    return mock.patch.object(script, "Generator", Generator)
 
 
 # ---- Settings and claims -----------------------------------------------------------------------------------
@@ -190,6 +202,15 @@ CLAIMS = {
         ),
         ("classes", "confidence", "d_real", "d_fake"),
     ),
+    "generator": Claim(
+        "For digits, a generator of convolutions is better than a fully connected one",
+        (
+            DCGAN.until(2340, "convolutions (dcgan_mnist.py)"),
+            other(DCGAN, "one more convolution (--refine)", "--refine", 2340),
+            other(DCGAN, "fully connected (of vanilla_gan.py)", "", 2340, fully_connected_generator),
+        ),
+        ("classes", "entropy", "confidence", "d_real", "d_fake"),
+    ),
     "healthy": Claim(
         "A healthy DCGAN has a D loss of 0.5 to 1.5, D(real) of 0.7 to 0.9, and D(fake) rises to 0.3 or more",
         (DCGAN,),
@@ -294,14 +315,16 @@ def generated(script, checkpoint, count, device):
 
 
 class Judge:
-    """Measures samples against the test set of a data set, as fid.py does with its classifier."""
+    """Measures samples against a test set, as fid.py does with its classifier; all are `size` pixels wide."""
 
-    def __init__(self, dataset, device):
+    def __init__(self, dataset, size, device):
         self.device, self.path = torch.device(device), f"{dataset}:test"
         self.args = fid.parse_args([self.path, "samples", "--features", "classifier", "--data-dir", "data"])
         self.network, self.weights = fid.load_classifier(dataset, "data", self.device)
         self.network.to(self.device)
         self.real, labels = fid.open_images(self.path, self.args)
+        if size == 64:  # as dcgan64_celeba.py makes them; resizing changes features
+            self.real = resize(self.real, [64, 64], antialias=True)
         self.reference = self.measure(self.path, self.real, labels)
 
     def measure(self, path, images, labels):
@@ -368,7 +391,7 @@ def follow(setting, seed, home, samples, device):
             if finite:
                 images, labels = generated(script, folder / "checkpoint.pt", samples, device)
                 to_pil_image(make_grid(images[:64], 8)).save(picture(folder, point))
-                judge = judge or Judge(setting.args.dataset, device)
+                judge = judge or Judge(setting.args.dataset, images.shape[-1], device)
                 history = script.load_checkpoint(folder / "checkpoint.pt")["history"]
                 row |= dict(zip(script.METRICS, history[-100:].mean(0).tolist()))
                 row |= judge(images, labels)  # its diversity replaces that of batches in training
@@ -434,11 +457,11 @@ def runs_of(setting, rows):
 def table(claim, rows):
     """A claim's rows of its CSV as a Markdown table: medians of the seeds, and in brackets the extremes."""
     columns = ("steps", "minutes", "distance", *claim.columns)
-    lines = [f"| setting | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
+    lines = [f"| setting | command | {' | '.join(columns)} |", "| --- | --- |" + " --- |" * len(columns)]
     for setting in claim.settings:
         runs = runs_of(setting, rows)
         cells = [column(name, runs) for name in columns]
-        lines.append(f"| {setting.label} | {' | '.join(cells)} |")
+        lines.append(f"| {setting.label} | `{setting.command}` | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -474,21 +497,23 @@ def plot(claim, rows, home, path):
     count = len(claim.settings)
     figure = Figure(figsize=(max(8, 2.6 * count), 6.4), layout="constrained")
     figure.suptitle(claim.text, wrap=True)
-    grids = figure.add_gridspec(2, count, height_ratios=(1.2, 1))
-    axis = figure.add_subplot(grids[0, :])
+    places = figure.add_gridspec(2, count, height_ratios=(1.2, 1))
+    curves = figure.add_subplot(places[0, :])
     for i, setting in enumerate(claim.settings):
         runs = runs_of(setting, rows)
-        for j, run in enumerate(runs):
-            style = {"color": f"C{i}", "marker": ".", "label": None if j else setting.label, "linewidth": 1}
-            axis.plot([row[claim.axis] for row in run], [row["distance"] for row in run], **style)
-        below = figure.add_subplot(grids[1, i])
+        for run in runs:
+            x, y = ([row[key] for row in run] for key in (claim.axis, "distance"))
+            curves.plot(x, y, color=f"C{i}", marker=".", linewidth=1)
+        below = figure.add_subplot(places[1, i])
         below.set_axis_off()
-        below.set_title(setting.label, fontsize="medium")
+        below.set_title(setting.label, color=f"C{i}", fontsize="medium", wrap=True)
         for row in [row for row in runs[0] if math.isfinite(row["distance"])][-1:]:
             below.imshow(Image.open(picture(setting.folder(home, row["seed"]), row["step"])))
     labels = {"step": "step", "images": "real images seen", "seconds": "seconds of training"}
-    axis.set(xlabel=labels[claim.axis], ylabel="distance to the test set", yscale="log")
-    axis.legend()
+    curves.set(xlabel=labels[claim.axis], ylabel="distance to the test set", yscale="log")
+    curves.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    curves.yaxis.set_major_formatter("{x:,g}")
+    curves.yaxis.set_minor_locator(NullLocator())
     figure.savefig(path)
 
 

@@ -306,8 +306,9 @@ def map_folder(folder):
     """
     if not folder.is_dir():
         fail(f"--data-dir: {folder} is no folder; give one with images")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    stats = [(str(file.relative_to(folder)), (s := file.stat()).st_size, s.st_mtime_ns) for file in files]
+    found = (os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
+    files = sorted(path for path in found if path.lower().endswith(SUFFIXES) and os.path.isfile(path))
+    stats = [(path.removeprefix(str(folder)), (s := os.stat(path)).st_size, s.st_mtime_ns) for path in files]
     place, content = (hashlib.sha256(repr(key).encode()).hexdigest() for key in (folder.resolve(), stats))
     cache = CACHE / f"{place[:12]}-{content[:12]}.uint8"
     if not cache.is_file():
@@ -323,7 +324,7 @@ def map_folder(folder):
                     bad += unreadable
                     bar.update(count)
             if bad:
-                names = ", ".join(str(files[number]) for number in bad[:5])
+                names = ", ".join(files[number] for number in bad[:5])
                 print(f"{len(bad)} of {len(files)} files cannot be read: {names}", flush=True)
             if len(bad) == len(files):
                 fail(f"--data-dir: no image to read in {folder}; give a folder with {', '.join(SUFFIXES)}")

@@ -1920,7 +1920,7 @@ from pathlib import Path
 import dcgan64_celeba
 original = dcgan64_celeba.decode
 def decode(path):
-    time.sleep(300 if path.suffix == ".jpg" and int(path.stem) > 16 else 0)
+    time.sleep(300 if path.endswith(".jpg") and int(Path(path).stem) > 16 else 0)
     return original(path)
 def watch():
     while not any(path.stat().st_size for path in dcgan64_celeba.CACHE.glob("*")):
@@ -2885,6 +2885,14 @@ def test_claims_follow_a_run(name, bench, capsys, monkeypatch):
         claims.follow(claims.replace(setting, points=(3, 5)), 43, Path("followed"), 130, "cpu")
 
 
+def test_claims_measure_64x64_samples_against_images_made_64x64(bench):
+    images = torchvision.datasets.MNIST("data", train=False).data[:, None]
+    judge = claims.Judge("mnist", 64, "cpu")
+    row = judge(torchvision.transforms.Resize(64)(images), None)
+    assert row["distance"] == pytest.approx(0, abs=1e-6)
+    assert row["diversity"] == pytest.approx(1)
+
+
 def test_claims_change_scripts_from_outside(bench):
     flags = f"--dataset mnist --batch-size {BATCH} --lr-g 1e-12"
     for change, std in ((None, 0.02), (claims.pytorch_init, 0.1 / math.sqrt(3))):  # U(-0.1, 0.1)
@@ -2892,6 +2900,9 @@ def test_claims_change_scripts_from_outside(bench):
         claims.follow(setting, 42, Path("runs"), 130, "cpu")
         weights = read(setting.folder(Path("runs"), 42) / "checkpoint.pt")["generator"]["layers.0.weight"]
         assert weights.std() == pytest.approx(std, rel=0.01)
+    with claims.fully_connected_generator(dcgan_mnist):
+        fully_connected = dcgan_mnist.Generator(100, refine=False)
+    assert sum(p.numel() for p in fully_connected.parameters()) == 1_489_936
     with claims.batch_norm_in_critic(wgan_gp):
         norms = [layer for layer in wgan_gp.Critic().layers if isinstance(layer, nn.BatchNorm2d)]
         assert wgan_gp.Critic()(torch.zeros(2, 1, 28, 28)).shape == (2, 1)
@@ -3011,3 +3022,21 @@ def test_claims_list(capsys):
             claims.main(argv)
         assert exit_.value.code == 2
     assert "lr-collapse" in capsys.readouterr().err
+
+
+def test_results_are_those_of_the_tables():
+    """RESULTS.md shows what claims.py makes of results/, and each claim there was measured as it is now."""
+    text = (ROOT / "RESULTS.md").read_text()
+    names = sorted(path.stem for path in (ROOT / "results").glob("*.csv"))
+    assert sorted(re.findall("<!-- (.+) -->", text)) == names
+    for name in names:
+        claim, rows = claims.CLAIMS[name], claims.read_rows(ROOT / "results" / f"{name}.csv")
+        assert claims.table(claim, rows) in text, name
+        assert f"(assets/claim_{name}.png)" in text
+        assert Image.open(ROOT / "assets" / f"claim_{name}.png").size[0] > 700
+        for setting in claim.settings:
+            runs = claims.runs_of(setting, rows)
+            assert [run[0]["seed"] for run in runs] == list(claims.SEEDS)
+            for run in runs:
+                steps = tuple(row["step"] for row in run)
+                assert steps == setting.points or math.isnan(run[-1]["distance"])
