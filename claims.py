@@ -159,6 +159,10 @@ def rates(lr_g, lr_d):
     return other(SN, f"G {lr_g}, C {lr_d}", f"--lr-g {lr_g} --lr-d {lr_d}", 4000)
 
 
+ONE_STEP = replace(
+    other(WGAN_GP, "one step of the critic", "--n-critic 1"), points=epochs(604, 1, 2, 3, 4, 5)
+)
+NORMED = other(WGAN_GP, "batch normalisation in the critic", "", 935, batch_norm_in_critic)
 AHEAD = "--lr-d 2e-3 --lr-g 2e-5"
 CLAIMS = {
     "vanilla_gan": Claim("vanilla_gan.py, the run of full length", (VANILLA,)),
@@ -218,14 +222,15 @@ CLAIMS = {
     ),
     "estimate": Claim(
         "The Wasserstein estimate of WGAN-GP tracks the quality of the samples",
-        (WGAN_GP,),
+        (WGAN_GP.until(1870, "five steps of the critic"), ONE_STEP, NORMED),
         ("wasserstein", "rank correlation"),
+        "wasserstein",
     ),
     "n-critic": Claim(
         "WGAN-GP needs five steps of the critic for one of G, at equal time",
         (
-            WGAN_GP.until(935, "5"),
-            replace(other(WGAN_GP, "1", "--n-critic 1"), points=epochs(604, 1, 2, 3, 4, 5)),
+            WGAN_GP.until(935, "five steps of the critic"),
+            ONE_STEP,
         ),
         ("classes", "confidence", "wasserstein"),
         "seconds",
@@ -234,7 +239,7 @@ CLAIMS = {
         "Batch normalisation in the critic hurts WGAN-GP",
         (
             WGAN_GP.until(935, "none"),
-            other(WGAN_GP, "batch normalisation", "", 935, batch_norm_in_critic),
+            NORMED,
         ),
         ("classes", "confidence", "wasserstein", "gradient_norm"),
     ),
@@ -372,6 +377,7 @@ def follow(setting, seed, home, samples, device):
         torch.set_num_threads(1)
     script, folder = importlib.import_module(setting.script), setting.folder(home, seed)
     notes, judge = folder.with_suffix(".json"), None
+    images_per_step = setting.args.batch_size * getattr(setting.args, "n_critic", 1)
     rows = json.loads(notes.read_text()) if notes.is_file() else []
     for point in setting.points:
         if any(row["step"] == point or math.isnan(row["distance"]) for row in rows):
@@ -384,10 +390,7 @@ def follow(setting, seed, home, samples, device):
             finite, per_step = train_until(point, script, setting, seed, folder, device)
             before = rows[-1] if rows else {"step": 0, "seconds": 0.0}
             row = {"step": point, "seconds": before["seconds"] + per_step * (point - before["step"])}
-            row |= {
-                "images": point * setting.args.batch_size * getattr(setting.args, "n_critic", 1),
-                "distance": math.nan,
-            }
+            row |= {"images": point * images_per_step, "distance": math.nan}
             if finite:
                 images, labels = generated(script, folder / "checkpoint.pt", samples, device)
                 to_pil_image(make_grid(images[:64], 8)).save(picture(folder, point))
@@ -509,11 +512,14 @@ def plot(claim, rows, home, path):
         below.set_title(setting.label, color=f"C{i}", fontsize="medium", wrap=True)
         for row in [row for row in runs[0] if math.isfinite(row["distance"])][-1:]:
             below.imshow(Image.open(picture(setting.folder(home, row["seed"]), row["step"])))
-    labels = {"step": "step", "images": "real images seen", "seconds": "seconds of training"}
-    curves.set(xlabel=labels[claim.axis], ylabel="distance to the test set", yscale="log")
-    curves.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    curves.yaxis.set_major_formatter("{x:,g}")
-    curves.yaxis.set_minor_locator(NullLocator())
+    titles = {"images": "real images seen", "seconds": "seconds of training", "wasserstein": "estimate"}
+    curves.set(xlabel=titles.get(claim.axis, claim.axis), ylabel="distance to the test set", yscale="log")
+    if claim.axis == "wasserstein":
+        curves.set_xscale("log")
+    for axis in [curves.yaxis] + [curves.xaxis] * (claim.axis == "wasserstein"):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+        axis.set_major_formatter("{x:,g}")
+        axis.set_minor_locator(NullLocator())
     figure.savefig(path)
 
 
@@ -542,15 +548,15 @@ def measure(claims, home, seeds, samples, device, workers):
         for (setting, seed, *_), measured in tqdm(results, total=len(jobs), unit=" runs"):
             name = {"setting": setting.command, "seed": seed}
             rows[setting.command] += [name | row for row in measured]
-    return {
-        name: [
-            row
-            for setting in {s.command: s for s in sorted(claim.settings, key=lambda s: s.points[-1])}.values()
-            for row in sorted(rows[setting.command], key=lambda row: (row["seed"], row["step"]))
-            if row["step"] <= setting.points[-1]
-        ]
-        for name, claim in claims.items()
-    }
+    for measured in rows.values():
+        measured.sort(key=lambda row: (row["seed"], row["step"]))
+    tables = {}
+    for name, claim in claims.items():
+        ends = {setting.command: 0 for setting in claim.settings}
+        for setting in claim.settings:
+            ends[setting.command] = max(ends[setting.command], setting.points[-1])
+        tables[name] = [row for command, end in ends.items() for row in rows[command] if row["step"] <= end]
+    return tables
 
 
 def main(argv=None):

@@ -32,9 +32,10 @@ noise and blots, after 5 half of them were digits, after 20 nearly all; white sp
 fell to 1.22 in epoch 3, then rose to 1.33, D(real) and D(fake) closed in on 1/2, from 0.58 and 0.45 to 0.53
 and 0.48, and L_G on 0.80: both players near the end of the game, none ahead. Read as 2 log 2 - 2 JSD, a D
 loss of 1.33 says that this D still sees a divergence of 0.03. The minimax loss did as well here: D(G(z))
-was never below 0.42, and after 5 epochs the samples were as good. Failure is a D that runs ahead: with
---lr-d 2e-3 --lr-g 2e-5 the minimax loss had D(G(z)) at 0.003 in epoch 1 and at 0.000 in epoch 2, and the
-samples stayed pure noise; the non-saturating one had 0.28 and 0.20, and outlines of digits.
+was never below 0.42, and the distance to the test set after 5 epochs (fid.py --features classifier, median
+of three seeds, bf16) was 1182, with the default loss 1218, and 67 after 50. Failure is a D that runs ahead:
+with --lr-d 2e-3 --lr-g 2e-5 the minimax loss had D(G(z)) at 0.003 in epoch 1 and at 0.000 in epoch 2, and
+the samples stayed pure noise; the non-saturating one had 0.28 and 0.20, and outlines of digits.
 
 Paper: Goodfellow et al. 2014, arXiv 1406.2661, equation 1, proposition 1, theorem 1, algorithm 1, with one
 step of D for one of G. Departures, all from later practice: batch normalisation and ReLU in G, LeakyReLU in
