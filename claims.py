@@ -34,6 +34,7 @@ import json
 import math
 import multiprocessing
 import re
+import signal
 import statistics
 import tempfile
 import time
@@ -58,6 +59,7 @@ SEEDS = 42, 43, 44
 SAMPLES = 10_000
 RUNS, TABLES, PLOTS = Path("runs/claims"), Path("results"), Path("assets")
 QUICK = Path("runs/quick")
+STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit statuses of a script that was told to stop
 
 # ---- Changes from outside ----------------------------------------------------------------------------------
 
@@ -362,6 +364,8 @@ def train_until(step, script, setting, seed, folder, device):
     try:
         script.main([*flags, "--max-steps", str(step), "--device", device])
     except SystemExit as end:
+        if end.code in STOPPED:
+            raise
         if end.code != 1:  # 1: the loss is not finite
             raise RuntimeError(f"{folder}: stopped with status {end.code}") from end
         return False, math.nan
@@ -542,8 +546,9 @@ def measure(claims, home, seeds, samples, device, workers):
         fid.load_classifier(dataset, "data", torch.device(device))  # before many ask for it at once
     jobs = [(setting, seed, home, samples, device) for seed in seeds for setting in furthest.values()]
     rows = {command: [] for command in furthest}
-    spawn = multiprocessing.get_context("spawn")
-    with spawn.Pool(workers) if workers > 1 else contextlib.nullcontext() as pool:
+    # In a worker, only a run under way heeds Ctrl-C; main tells the others.
+    spawn, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    with spawn.Pool(workers, signal.signal, ignore) if workers > 1 else contextlib.nullcontext() as pool:
         results = pool.imap_unordered(work, jobs) if pool else map(work, jobs)
         for (setting, seed, *_), measured in tqdm(results, total=len(jobs), unit=" runs"):
             name = {"setting": setting.command, "seed": seed}
@@ -592,7 +597,13 @@ def main(argv=None):
         seeds, samples = SEEDS[:1], SAMPLES // 10
         claims = {name: shortened(claim) for name, claim in claims.items()}
     workers = args.jobs or (fid.count_cores() if device == "cpu" else 1)
-    for name, rows in measure(claims, home, seeds, samples, device, workers).items():
+    try:
+        measured = measure(claims, home, seeds, samples, device, workers)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if getattr(end, "code", STOPPED[0]) not in STOPPED:
+            raise
+        parser.exit(STOPPED[0], "claims.py: stopped; the same command goes on\n")
+    for name, rows in measured.items():
         for folder in (tables, plots):
             folder.mkdir(parents=True, exist_ok=True)
         write_rows(tables / f"{name}.csv", rows)

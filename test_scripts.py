@@ -3009,6 +3009,25 @@ def test_claims_quick(jobs, bench, monkeypatch, capsys):
     assert capsys.readouterr().out == out
 
 
+def test_claims_can_be_stopped(bench, monkeypatch, capsys):
+    """Ctrl-C inside a run ends the program as it ends a script, and the same command goes on."""
+    setting = claims.Setting("run", "vanilla_gan", (300, 600), f"--batch-size {BATCH}")
+    monkeypatch.setattr(claims, "CLAIMS", {"one": claims.Claim("One", (setting,))})
+    argv = ["one", "--quick", "--device", "cpu", "--jobs", "1"]
+    with monkeypatch.context() as patch:
+        interrupt(patch, vanilla_gan, signal.SIGINT, 5)
+        with pytest.raises(SystemExit) as exit_:
+            claims.main(argv)
+    assert exit_.value.code == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    followed = setting.folder(Path("runs/quick"), 42) / "checkpoint.pt"
+    assert read(followed)["step"] == 5
+    claims.main(argv)
+    flags = [*setting.flags.split(), "--seed", "42", "--device", "cpu"]
+    vanilla_gan.main([*flags, "--max-steps", "6", "--out-dir", "whole"])
+    assert_same_run(followed, "whole/checkpoint.pt")
+
+
 def test_claims_list(capsys):
     claims.main(["--list"])
     out = capsys.readouterr().out
