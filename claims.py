@@ -229,7 +229,7 @@ CLAIMS = {
         "wasserstein",
     ),
     "n-critic": Claim(
-        "WGAN-GP needs five steps of the critic for one of G, at equal time",
+        "WGAN-GP needs five steps of the critic for one of the generator, at equal time",
         (
             WGAN_GP.until(935, "five steps of the critic"),
             ONE_STEP,
