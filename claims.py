@@ -1,6 +1,6 @@
 """What tutorials say about GANs, put to the test.
 
-    python claims.py --list                         # the claims, and how many runs each takes
+    python claims.py --list                         # the claims, and the settings of each
     python claims.py minimax critic-norm            # train, measure, write the tables and the plots
     python claims.py minimax --quick                # one seed, few steps, few samples: to see how it works
     python claims.py minimax --table                # the table of figures that were measured before
