@@ -158,6 +158,7 @@ def other(setting, label, flags, step=None, change=None):
 
 
 def rates(lr_g, lr_d):
+    """dcgan32_wgan_sn.py with other learning rates."""
     return other(SN, f"G {lr_g}, C {lr_d}", f"--lr-g {lr_g} --lr-d {lr_d}", 4000)
 
 
@@ -230,19 +231,13 @@ CLAIMS = {
     ),
     "n-critic": Claim(
         "WGAN-GP needs five steps of the critic for one of the generator, at equal time",
-        (
-            WGAN_GP.until(935, "five steps of the critic"),
-            ONE_STEP,
-        ),
+        (WGAN_GP.until(935, "five steps of the critic"), ONE_STEP),
         ("classes", "confidence", "wasserstein"),
         "seconds",
     ),
     "critic-norm": Claim(
         "Batch normalisation in the critic hurts WGAN-GP",
-        (
-            WGAN_GP.until(935, "none"),
-            NORMED,
-        ),
+        (WGAN_GP.until(935, "none"), NORMED),
         ("classes", "confidence", "wasserstein", "gradient_norm"),
     ),
     "control": Claim(
@@ -408,6 +403,7 @@ def follow(setting, seed, home, samples, device):
 
 
 def work(job):
+    """What a worker does: a job, and the rows it gives."""
     return job, follow(*job)
 
 
@@ -437,8 +433,8 @@ def column(name, runs):
     if name == "minutes":
         seconds = [end["seconds"] for end in ends if math.isfinite(end["seconds"])]
         return f"{statistics.median(seconds) / 60:.1f}" if seconds else ""
-    if any(math.isnan(end["distance"]) for end in ends):
-        return "not finite"
+    if failed := sum(math.isnan(end["distance"]) for end in ends):
+        return f"not finite in {failed} of {len(ends)}"
     if name.startswith("range of "):
         values = [row[name.removeprefix("range of ")] for rows in runs for row in rows]
         return f"{min(values):.3f} to {max(values):.3f}"
@@ -473,6 +469,7 @@ def table(claim, rows):
 
 
 def report(name, claim, rows):
+    """Print a claim and its table."""
     print(f"{name}: {claim.text}\n\n{table(claim, rows)}\n")
 
 
@@ -507,14 +504,14 @@ def plot(claim, rows, home, path):
     places = figure.add_gridspec(2, count, height_ratios=(1.2, 1))
     curves = figure.add_subplot(places[0, :])
     for i, setting in enumerate(claim.settings):
-        runs = runs_of(setting, rows)
+        runs = [[row for row in run if math.isfinite(row["distance"])] for run in runs_of(setting, rows)]
         for run in runs:
             x, y = ([row[key] for row in run] for key in (claim.axis, "distance"))
             curves.plot(x, y, color=f"C{i}", marker=".", linewidth=1)
         below = figure.add_subplot(places[1, i])
         below.set_axis_off()
         below.set_title(setting.label, color=f"C{i}", fontsize="medium", wrap=True)
-        for row in [row for row in runs[0] if math.isfinite(row["distance"])][-1:]:
+        for row in runs[0][-1:]:
             below.imshow(Image.open(picture(setting.folder(home, row["seed"]), row["step"])))
     titles = {"images": "real images seen", "seconds": "seconds of training", "wasserstein": "estimate"}
     curves.set(xlabel=titles.get(claim.axis, claim.axis), ylabel="distance to the test set", yscale="log")
@@ -536,7 +533,7 @@ def shortened(claim):
     return replace(claim, settings=tuple(map(lambda s, p: replace(s, points=p), claim.settings, points)))
 
 
-def measure(claims, home, seeds, samples, device, workers):
+def train_all(claims, home, seeds, samples, device, workers):
     """The rows of each claim, by its name. Settings that share a run are trained once, as far as any goes."""
     furthest = {}
     for setting in (setting for claim in claims.values() for setting in claim.settings):
@@ -598,7 +595,7 @@ def main(argv=None):
         claims = {name: shortened(claim) for name, claim in claims.items()}
     workers = args.jobs or (fid.count_cores() if device == "cpu" else 1)
     try:
-        measured = measure(claims, home, seeds, samples, device, workers)
+        measured = train_all(claims, home, seeds, samples, device, workers)
     except (KeyboardInterrupt, SystemExit) as end:
         if getattr(end, "code", STOPPED[0]) not in STOPPED:
             raise
