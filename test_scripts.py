@@ -3006,6 +3006,20 @@ def test_claims_quick(jobs, bench, monkeypatch, capsys):
     assert capsys.readouterr().out == out
 
 
+def test_claims_train_shared_runs_once(bench):
+    """Each seed as far as a claim that asks for it goes, and each claim gets its own part."""
+    long = claims.Setting("long", "vanilla_gan", (2, 3, 5), f"--batch-size {BATCH}")
+    trial = {
+        "short": claims.Claim("Short", (long.until(3),), seeds=(42, 43)),
+        "long": claims.Claim("Long", (long, long.until(2, "start")), seeds=(43,)),
+    }
+    tables = claims.train_all(trial, Path("runs"), 130, "cpu", 1)
+    steps = {name: [(row["seed"], row["step"]) for row in rows] for name, rows in tables.items()}
+    assert steps == {"short": [(42, 2), (42, 3), (43, 2), (43, 3)], "long": [(43, 2), (43, 3), (43, 5)]}
+    for seed, step in ((42, 3), (43, 5)):
+        assert read(long.folder(Path("runs"), seed) / "checkpoint.pt")["step"] == step
+
+
 def test_claims_can_be_stopped(bench, monkeypatch, capsys):
     """Ctrl-C inside a run ends the program as it ends a script, and the same command goes on."""
     setting = claims.Setting("run", "vanilla_gan", (300, 600), f"--batch-size {BATCH}")
@@ -3058,7 +3072,7 @@ def test_results_are_those_of_the_tables():
         assert Image.open(ROOT / "assets" / f"claim_{name}.png").size[0] > 700
         for setting in claim.settings:
             runs = claims.runs_of(setting, rows)
-            assert [run[0]["seed"] for run in runs] == list(claims.SEEDS)
+            assert [run[0]["seed"] for run in runs] == list(claim.seeds)
             for run in runs:
                 steps = tuple(row["step"] for row in run)
                 assert steps == setting.points or math.isnan(run[-1]["distance"])
