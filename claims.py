@@ -128,12 +128,13 @@ class Setting:
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence that the settings decide, and what its table shows beside the distance."""
+    """A sentence that the settings decide, what its table shows beside the distance, and its plot's axes."""
 
     text: str
     settings: tuple[Setting, ...]
     columns: tuple[str, ...] = ("classes", "entropy", "confidence")
     axis: str = "step"
+    curve: str = "distance"
     seeds: tuple[int, ...] = SEEDS
 
 
@@ -229,6 +230,7 @@ CLAIMS = {
         "A healthy DCGAN has a D loss of 0.5 to 1.5, D(real) of 0.7 to 0.9, and D(fake) rises to 0.3 or more",
         (DCGAN.until(4680, "10 epochs"),),
         ("range of d_loss", "range of d_real", "range of d_fake"),
+        curve="d_fake",
     ),
     "estimate": Claim(
         "The Wasserstein estimate of WGAN-GP tracks the quality of the samples",
@@ -249,8 +251,9 @@ CLAIMS = {
     ),
     "control": Claim(
         "Conditioning gives control over the class",
-        (CGAN.until(4685, "convolutions"), other(CGAN, "--mlp", "--mlp", 4685)),
-        ("class_accuracy", "confidence"),
+        (CGAN.until(9370, "convolutions"), other(CGAN, "--mlp", "--mlp", 9370)),
+        ("class_accuracy", "confidence", "diversity"),
+        curve="class_accuracy",
     ),
     "lr-collapse": Claim(
         "dcgan32: with lr_g >= lr_d the generator collapses to one output",
@@ -504,7 +507,7 @@ def read_rows(path):
 
 
 def plot(claim, rows, home, path):
-    """The distance over training, a colour for each setting; below, samples of each at its end."""
+    """The claim's curve, a line for each run and a colour for each setting; below, samples at its end."""
     count = len(claim.settings)
     figure = Figure(figsize=(max(8, 2.6 * count), 6.4), layout="constrained")
     figure.suptitle(claim.text, wrap=True)
@@ -513,21 +516,29 @@ def plot(claim, rows, home, path):
     for i, setting in enumerate(claim.settings):
         runs = [[row for row in run if math.isfinite(row["distance"])] for run in runs_of(setting, rows)]
         for run in runs:
-            x, y = ([row[key] for row in run] for key in (claim.axis, "distance"))
+            x, y = ([row[key] for row in run] for key in (claim.axis, claim.curve))
             curves.plot(x, y, color=f"C{i}", marker=".", linewidth=1)
         below = figure.add_subplot(places[1, i])
         below.set_axis_off()
         below.set_title(setting.label, color=f"C{i}", fontsize="medium", wrap=True)
         for row in runs[0][-1:]:
             below.imshow(Image.open(picture(setting.folder(home, row["seed"]), row["step"])))
-    titles = {"images": "real images seen", "seconds": "seconds of training", "wasserstein": "estimate"}
-    curves.set(xlabel=titles.get(claim.axis, claim.axis), ylabel="distance to the test set", yscale="log")
-    if claim.axis == "wasserstein":
-        curves.set_xscale("log")
-    for axis in [curves.yaxis] + [curves.xaxis] * (claim.axis == "wasserstein"):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
-        axis.set_major_formatter("{x:,g}")
-        axis.set_minor_locator(NullLocator())
+    titles = {
+        "images": "real images seen",
+        "seconds": "seconds of training",
+        "wasserstein": "estimate",
+        "distance": "distance to the test set",
+        "class_accuracy": "class accuracy",
+        "d_fake": "D(fake)",
+    }
+    for side, name in (("x", claim.axis), ("y", claim.curve)):
+        curves.set(**{f"{side}label": titles.get(name, name)})
+        if name in ("distance", "wasserstein"):
+            curves.set(**{f"{side}scale": "log"})
+            axis = getattr(curves, f"{side}axis")
+            axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+            axis.set_major_formatter("{x:,g}")
+            axis.set_minor_locator(NullLocator())
     figure.savefig(path)
 
 
