@@ -19,10 +19,11 @@ and measured as fid.py --features classifier does, against the test set (made 64
 
 results/NAME.csv has these for each setting, seed and step, and the means over the 100 steps before of what
 the script reports; seconds are those of training alone, on the CPU those of its one core. The plot
-assets/claim_NAME.png shows the distance over the training, and samples of the first seed. While runs/claims
-is there, what was measured is not trained again, and what was stopped goes on. On the CPU a run has one
-thread, and as many run side by side as there are cores: that is faster than one after the other, and the
-figures do not depend on the number of cores.
+assets/claim_NAME.png shows the distance, or what else the claim is about, over the training, and samples of
+the first seed; if NAME is that of a script, claim_NAME_losses.png is the plot of losses that the script made.
+While runs/claims is there, what was measured is not trained again, and what was stopped goes on. On the CPU a
+run has one thread, and as many run side by side as there are cores: that is faster than one after the other,
+and the figures do not depend on the number of cores.
 """
 
 import argparse
@@ -35,6 +36,7 @@ import json
 import math
 import multiprocessing
 import re
+import shutil
 import signal
 import statistics
 import tempfile
@@ -300,7 +302,7 @@ CLAIMS = {
                 points=tuple(range(700, 7001, 700)),
             ),
         ),
-        ("spread over seeds", "spread over the last five"),
+        ("spread over seeds", "spread over the last five", "largest rise"),
         "seconds",
     ),
 }
@@ -426,12 +428,11 @@ def rank_correlation(x, y):
     return torch.corrcoef(torch.stack(ranks))[0, 1].item()
 
 
-def spread(values, digits=None):
+def spread(values, form=None):
     """The middle one of some numbers, and in brackets the least and the largest."""
     values = sorted(values)
-    if digits is None:
-        digits = 3 if max(map(abs, values)) < 10 else 1
-    least, middle, most = (f"{v:.{digits}f}" for v in (values[0], statistics.median(values), values[-1]))
+    form = form or (".3f" if max(map(abs, values)) < 10 else ".1f")
+    least, middle, most = (f"{v:{form}}" for v in (values[0], statistics.median(values), values[-1]))
     return middle if least == most else f"{middle} ({least} to {most})"
 
 
@@ -451,14 +452,17 @@ def column(name, runs):
     if name == "rank correlation":
         pairs = [[[row[key] for row in rows] for key in ("wasserstein", "distance")] for rows in runs]
         return spread(rank_correlation(*pair) for pair in pairs)
+    distances = [[row["distance"] for row in rows] for rows in runs]
     if name == "spread over seeds":
-        values = [end["distance"] for end in ends]
+        values = [run[-1] for run in distances]
         return f"{(max(values) - min(values)) / statistics.median(values):.0%}"
     if name == "spread over the last five":
-        tails = [[row["distance"] for row in rows[-5:]] for rows in runs]
-        parts = sorted((max(tail) - min(tail)) / statistics.median(tail) for tail in tails)
-        return f"{statistics.median(parts):.0%} ({parts[0]:.0%} to {parts[-1]:.0%})"
-    return spread((end[name] for end in ends), digits=0 if name == "classes" else None)
+        tails = [run[-5:] for run in distances]
+        return spread([(max(tail) - min(tail)) / statistics.median(tail) for tail in tails], ".0%")
+    if name == "largest rise":
+        rises = [[after / before for before, after in itertools.pairwise(run)] for run in distances]
+        return spread([max(1, *rise) - 1 for rise in rises], ".0%")
+    return spread((end[name] for end in ends), ".0f" if name == "classes" else None)
 
 
 def runs_of(setting, rows):
@@ -624,9 +628,13 @@ def main(argv=None):
     for name, rows in measured.items():
         for folder in (tables, plots):
             folder.mkdir(parents=True, exist_ok=True)
+        claim = claims[name]
         write_rows(tables / f"{name}.csv", rows)
-        plot(claims[name], rows, home, plots / f"claim_{name}.png")
-        report(name, claims[name], rows)
+        plot(claim, rows, home, plots / f"claim_{name}.png")
+        if name == claim.settings[0].script:
+            curves = claim.settings[0].folder(home, claim.seeds[0]) / "losses.png"
+            shutil.copyfile(curves, plots / f"claim_{name}_losses.png")
+        report(name, claim, rows)
 
 
 if __name__ == "__main__":

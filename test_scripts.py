@@ -2932,7 +2932,7 @@ def test_claims_arithmetic():
     assert claims.rank_correlation([1, 2, 3, 4, 5], [5, 6, 7, 9, 8]) == pytest.approx(0.9)
     assert claims.spread([3.0, 1.0, 2.25]) == "2.250 (1.000 to 3.000)"
     assert claims.spread([300.0, 100.0, 200.0]) == "200.0 (100.0 to 300.0)"
-    assert claims.spread([10, 9, 10], digits=0) == "10 (9 to 10)"
+    assert claims.spread([10, 9, 10], ".0f") == "10 (9 to 10)"
     assert claims.spread([0.5, 0.5, 0.5]) == "0.500"
     runs = [
         [
@@ -2952,6 +2952,7 @@ def test_claims_arithmetic():
     assert claims.column("spread over seeds", runs) == "40%"  # (6 - 4) / 5
     # (5 - 2) / 4, (6 - 6) / 6, (7 - 3) / 5
     assert claims.column("spread over the last five", runs) == "75% (0% to 80%)"
+    assert claims.column("largest rise", runs) == "100% (0% to 200%)"  # 2 to 4, none, 1 to 3
     for i, run in enumerate(runs):
         for row in run:
             row["wasserstein"] = (1, -1, 2)[i] * row["step"]
@@ -2971,7 +2972,11 @@ def test_claims_can_be_run():
             metrics = importlib.import_module(setting.script).METRICS
             figures = {"classes", "entropy", "confidence", "class_accuracy", "diversity", *metrics}
             known = {f"range of {metric}" for metric in metrics} | {"rank correlation"} | figures
-            assert {*claim.columns} <= known | {"spread over seeds", "spread over the last five"}
+            assert {*claim.columns} <= known | {
+                "spread over seeds",
+                "spread over the last five",
+                "largest rise",
+            }
     for settings in points.values():
         longest = max((setting.points for setting in settings), key=len)
         for setting in settings:
@@ -2984,10 +2989,10 @@ def test_claims_quick(jobs, bench, monkeypatch, capsys):
     flags = f"--batch-size {BATCH}"
     long = claims.Setting("long", "vanilla_gan", (300, 1200), flags)
     short, other = long.until(300, "short"), claims.replace(long, label="other", flags=f"{flags} --lr-g 1e-3")
-    trial = {"one": claims.Claim("One", (short,)), "two": claims.Claim("Two", (short, long, other))}
+    trial = {"vanilla_gan": claims.Claim("One", (short,)), "two": claims.Claim("Two", (short, long, other))}
     monkeypatch.setattr(claims, "CLAIMS", trial)
     monkeypatch.setattr(claims, "SAMPLES", 1300)
-    claims.main(["one", "two", "--quick", "--device", "cpu", "--jobs", str(jobs)])
+    claims.main(["vanilla_gan", "two", "--quick", "--device", "cpu", "--jobs", str(jobs)])
     out = capsys.readouterr().out
     assert [
         line.split(" |")[0] for line in out.splitlines() if line.startswith("| ") and "---" not in line
@@ -2997,8 +3002,10 @@ def test_claims_quick(jobs, bench, monkeypatch, capsys):
         (setting.command, 42, step) for setting in (long, other) for step in (3, 12)
     ]
     assert all(row["distance"] > 0 and row["class_accuracy"] is None for row in rows)
-    assert [row["step"] for row in claims.read_rows(Path("runs/quick/one.csv"))] == [3]
+    assert [row["step"] for row in claims.read_rows(Path("runs/quick/vanilla_gan.csv"))] == [3]
     assert Image.open("runs/quick/claim_two.png").size[0] > 700
+    curves = long.folder(Path("runs/quick"), 42) / "losses.png"
+    assert Path("runs/quick/claim_vanilla_gan_losses.png").read_bytes() == curves.read_bytes()
     # The same table from the file alone.
     monkeypatch.setattr(claims, "TABLES", Path("runs/quick"))
     monkeypatch.setattr(claims, "CLAIMS", {name: claims.shortened(claim) for name, claim in trial.items()})
@@ -3070,6 +3077,9 @@ def test_results_are_those_of_the_tables():
         assert claims.table(claim, rows) in text, name
         assert f"(assets/claim_{name}.png)" in text
         assert Image.open(ROOT / "assets" / f"claim_{name}.png").size[0] > 700
+        if name in SCRIPTS:
+            assert f"(assets/claim_{name}_losses.png)" in text
+            assert (ROOT / "assets" / f"claim_{name}_losses.png").is_file()
         for setting in claim.settings:
             runs = claims.runs_of(setting, rows)
             assert [run[0]["seed"] for run in runs] == list(claim.seeds)
