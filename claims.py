@@ -172,6 +172,7 @@ ONE_STEP = replace(
 )
 NORMED = other(WGAN_GP, "batch normalisation in the critic", "", 935, batch_norm_in_critic)
 AHEAD = "--lr-d 2e-3 --lr-g 2e-5"
+DCGAN_AHEAD = "--lr-d 2e-3 --lr-g 1e-5"
 CLAIMS = {
     "vanilla_gan": Claim("vanilla_gan.py, the run of full length", (VANILLA,)),
     "dcgan_mnist": Claim("dcgan_mnist.py, the run of full length", (DCGAN,), seeds=SEEDS[:1]),
@@ -233,6 +234,16 @@ CLAIMS = {
         (DCGAN.until(4680, "10 epochs"),),
         ("range of d_loss", "range of d_real", "range of d_fake"),
         curve="d_fake",
+    ),
+    "remedies": Claim(
+        "When DCGAN's discriminator wins, a lower target for real images or instance noise helps",
+        (
+            other(DCGAN, "D far ahead", DCGAN_AHEAD, 936),
+            other(DCGAN, "target 0.8", f"{DCGAN_AHEAD} --real-label 0.8", 936),
+            other(DCGAN, "instance noise 0.1", f"{DCGAN_AHEAD} --instance-noise 0.1", 936),
+            other(DCGAN, "lower rate of D", "--lr-d 2e-4 --lr-g 1e-5", 936),
+        ),
+        ("classes", "confidence", "diversity", "d_fake"),
     ),
     "estimate": Claim(
         "The Wasserstein estimate of WGAN-GP tracks the quality of the samples",
