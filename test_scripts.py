@@ -3006,6 +3006,20 @@ def test_claims_quick(jobs, bench, monkeypatch, capsys):
     assert Image.open("runs/quick/claim_two.png").size[0] > 700
     curves = long.folder(Path("runs/quick"), 42) / "losses.png"
     assert Path("runs/quick/claim_vanilla_gan_losses.png").read_bytes() == curves.read_bytes()
+    # What the plot shows: a line for each setting, with its points.
+    figures, claim = [], claims.shortened(trial["two"])
+    with monkeypatch.context() as patch:
+        patch.setattr(claims.Figure, "savefig", lambda figure, path: figures.append(figure))
+        for curve in ("distance", "d_fake"):
+            claims.plot(claims.replace(claim, curve=curve), rows, Path("runs/quick"), None)
+    for figure, curve, scale, label in (
+        (figures[0], "distance", "log", "distance to the test set"),
+        (figures[1], "d_fake", "linear", "D(fake)"),
+    ):
+        axes = figure.axes[0]
+        assert (axes.get_yscale(), axes.get_ylabel(), axes.get_xlabel()) == (scale, label, "step")
+        y = [row[curve] for row in rows]
+        assert [list(line.get_ydata()) for line in axes.lines] == [y[:1], y[:2], y[2:]]
     # The same table from the file alone.
     monkeypatch.setattr(claims, "TABLES", Path("runs/quick"))
     monkeypatch.setattr(claims, "CLAIMS", {name: claims.shortened(claim) for name, claim in trial.items()})
