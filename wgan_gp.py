@@ -40,8 +40,8 @@ Over these epochs the estimate fell in step with the distance of the samples to 
 --n-critic 1 it stayed between 0.4 and 0.7 while the samples got better (-0.7 to 0.1). They got better faster,
 even: after 7 minutes of one CPU core their distance was 345, with five steps of the critic 461. With batch
 normalisation in the critic the estimate rose, from 10 to 21, while the distance fell, to 683 in 5 epochs, to
-461 without. 25 epochs brought it from 290 in epoch 10 to 165; dcgan_mnist.py, after as long a time, was at
-203 (claims.py has these runs).
+461 without. Without it, 25 epochs brought the distance from 290 in epoch 10 to 165; dcgan_mnist.py, after as
+long a time, was at 203 (seed 42; claims.py has these runs).
 
 An epoch is a pass of the critic over the data: 935 batches, for 187 steps of G.
 
