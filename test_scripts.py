@@ -5,6 +5,7 @@ is special to it has a section of its own below.
 """
 
 import ast
+import contextlib
 import csv
 import hashlib
 import importlib
@@ -3058,6 +3059,45 @@ def test_claims_can_be_stopped(bench, monkeypatch, capsys):
     flags = [*setting.flags.split(), "--seed", "42", "--device", "cpu"]
     vanilla_gan.main([*flags, "--max-steps", "6", "--out-dir", "whole"])
     assert_same_run(followed, "whole/checkpoint.pt")
+
+
+# claims.py with two runs that would take hours, and two workers.
+ENDLESS = f"""
+import claims
+flags = "--batch-size {BATCH} --epochs 1000000"
+rates = "--lr-g 1e-3", "--lr-g 1e-4"
+settings = tuple(claims.Setting(rate, "vanilla_gan", (2000000,), f"{{flags}} {{rate}}") for rate in rates)
+claims.CLAIMS = {{"one": claims.Claim("One", settings)}}
+claims.main(["one", "--quick", "--device", "cpu", "--jobs", "2"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_claims_stop_their_workers(number, bench):
+    """A signal to the program alone, as kill sends it: its runs are saved, and no process is left."""
+    started = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # see SLOW
+    with subprocess.Popen(
+        [sys.executable, "-c", started + ENDLESS],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            while len(runs := {path.parents[1] for path in Path("runs").glob("*/*/*/samples/*.png")}) < 2:
+                assert process.poll() is None, process.communicate()
+                time.sleep(0.05)
+            process.send_signal(number)
+            # The workers hold these pipes open, too: this ends when the last of them has ended.
+            _, errors = process.communicate(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 128 + number
+    assert "claims.py: stopped; the same command goes on\n" in errors
+    for run in runs:
+        assert 0 < read(run / "checkpoint.pt")["step"] < 2_000_000
 
 
 def test_claims_list(capsys):
