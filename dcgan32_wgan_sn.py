@@ -28,8 +28,8 @@ What to watch (20,000 steps, seed 42, bf16; pictures in the README). The critic 
 difference of 36 after 1,000 steps and of 269 at the end, but its slope grew with it, from 2 to 17: the
 difference shows how steep C is, and not how good the samples are, whose distance to the test set meanwhile
 fell from 438 to 34. With --critic-norm none G had caught up at step 120, and from then on the difference
-stayed within 3 of 0, which tells as little. At the learning rates of the listing below, 3e-5 and 6e-5, that
-took 1,700 steps, and the distance after 20,000 was 375.
+stayed within 3 of 0, which tells as little. With the learning rates of the listing below as well, 3e-5 and
+6e-5, that took 1,700 steps, and the distance after 20,000 was 375.
 
 Papers: Arjovsky et al. 2017, arXiv 1701.07875, equation 2; Miyato et al. 2018, arXiv 1802.05957, algorithm 1;
 Radford et al. 2015, arXiv 1511.06434. Departures: from the first, no clipping of weights, Adam in place of

@@ -1676,6 +1676,7 @@ def test_dcgan32_stops_at_20000_steps_of_32():
     args = dcgan32_wgan_sn.parse_args([])
     assert (args.max_steps, args.batch_size, args.dataset) == (20000, 32, "fashion_mnist")
     assert args.epochs * (60000 // 32) >= 20000
+    assert (args.lr_g, args.lr_d, args.critic_norm) == (3e-4, 6e-4, "batch")  # what RESULTS.md calls them
     assert dcgan32_wgan_sn.STAGES == (200, 4000, 8000, 20000)
 
 
