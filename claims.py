@@ -57,7 +57,6 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 import fid
-import vanilla_gan
 
 SEEDS = 42, 43, 44
 SAMPLES = 10_000
@@ -82,16 +81,6 @@ def batch_norm_in_critic(script):
             self.layers.insert(3, nn.BatchNorm2d(128))
 
     return mock.patch.object(script, "Critic", Critic)
-
-
-def fully_connected_generator(script):
-    """The generator of vanilla_gan.py against the discriminator of dcgan_mnist.py."""
-
-    class Generator(vanilla_gan.Generator):
-        def __init__(self, latent_dim, refine):
-            super().__init__(latent_dim)
-
-    return mock.patch.object(script, "Generator", Generator)
 
 
 # ---- Settings and claims -----------------------------------------------------------------------------------
@@ -226,14 +215,6 @@ CLAIMS = {
             other(DCGAN, "0.3, falling to 0", "--epochs 5 --instance-noise 0.3", 2340),
         ),
         ("classes", "confidence", "d_real", "d_fake"),
-    ),
-    "generator": Claim(
-        "For digits, a generator of convolutions is better than a fully connected one",
-        (
-            DCGAN.until(2340, "convolutions (dcgan_mnist.py)"),
-            other(DCGAN, "fully connected (of vanilla_gan.py)", "", 2340, fully_connected_generator),
-        ),
-        ("classes", "entropy", "confidence", "d_real", "d_fake"),
     ),
     "healthy": Claim(
         "A healthy DCGAN has a D loss of 0.5 to 1.5, D(real) of 0.7 to 0.9, and D(fake) rises to 0.3 or more",
