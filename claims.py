@@ -229,6 +229,7 @@ CLAIMS = {
             other(DCGAN, "target 0.8", f"{DCGAN_AHEAD} --real-label 0.8", 936),
             other(DCGAN, "instance noise 0.1", f"{DCGAN_AHEAD} --instance-noise 0.1", 936),
             other(DCGAN, "lower rate of D", "--lr-d 2e-4 --lr-g 1e-5", 936),
+            other(DCGAN, "higher rate of G", "--lr-d 2e-3 --lr-g 2e-4", 936),
         ),
         ("classes", "confidence", "diversity", "d_fake"),
     ),
