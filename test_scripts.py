@@ -1149,8 +1149,7 @@ def test_monitor_names_what_it_sees():
             history(d_loss=0.35, g_loss=6, d_real=0.98 * label, d_fake=0.01), label
         )
         assert "too strong" in remark
-        assert "--lr-d" in remark
-        assert "--real-label 0.8" in remark
+        assert "higher --lr-g" in remark
     spiky = history()
     spiky[::25, 1] = 9
     (remark,) = dcgan_mnist.diagnose(spiky, 0.9)
@@ -1158,7 +1157,7 @@ def test_monitor_names_what_it_sees():
     assert "--lr-g and --lr-d" in remark
     (remark,) = dcgan_mnist.diagnose(history(diversity=0.4), 0.9)
     assert "mode collapse" in remark
-    assert "--instance-noise" in remark
+    assert "higher --lr-g" in remark
     assert "wgan_gp.py" in remark
     late = history()
     late[-20:, 4] = 0.1
