@@ -2816,11 +2816,18 @@ def test_benchmark_trains_each_script(name, tmp_path, monkeypatch):
         assert sum(still) <= (name == "wgan_gp")  # the last bias of its critic, which cancels
 
 
+def test_benchmark_products():
+    """Both are the same product of matrices."""
+    product, convolution = (job() for job in benchmark.products(torch.device("cpu")).values())
+    assert product.shape == (2048, 2048)
+    assert torch.allclose(convolution.view(2048, 2048), product, atol=1e-2)
+
+
 def test_benchmark_quick(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     benchmark.main(["--quick", "--script", "vanilla_gan", "--device", "cpu", "--markdown"])
     head, *rows = capsys.readouterr().out.splitlines()
-    assert "GFLOP/s" in head
+    assert head.count("GFLOP/s") == 2
     names, _, values = ([cell.strip() for cell in row.strip("|").split("|")] for row in rows)
     row = dict(zip(names, values))
     assert row["script"] == "vanilla_gan.py"
