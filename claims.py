@@ -256,6 +256,15 @@ CLAIMS = {
         ("class_accuracy", "confidence", "diversity"),
         curve="class_accuracy",
     ),
+    "labels": Claim(
+        "Told the class, the same networks make better samples",
+        (
+            CGAN.until(9370, "told the class (cgan.py)"),
+            replace(other(CGAN, "not told (dcgan_mnist.py)", "--batch-size 64", 9370), script="dcgan_mnist"),
+            DCGAN.until(4680, "not told, batches of 128"),
+        ),
+        axis="images",
+    ),
     "lr-collapse": Claim(
         "dcgan32: with lr_g >= lr_d the generator collapses to one output",
         (
