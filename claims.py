@@ -260,7 +260,9 @@ CLAIMS = {
         "Told the class, the same networks make better samples",
         (
             CGAN.until(9370, "told the class (cgan.py)"),
-            replace(other(CGAN, "not told (dcgan_mnist.py)", "--batch-size 64", 9370), script="dcgan_mnist"),
+            replace(
+                other(DCGAN, "not told (dcgan_mnist.py)", "--batch-size 64"), points=CGAN.until(9370).points
+            ),
             DCGAN.until(4680, "not told, batches of 128"),
         ),
         axis="images",

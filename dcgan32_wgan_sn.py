@@ -18,7 +18,7 @@ of the 5x5 windows at stride 2, so a convolution can stretch by 3 though its mat
 Batch normalisation in C loosens the bound: it divides by a standard deviation, and if that is small, the
 slope is large again. `slope` shows it, the mean of |C(x) - C(G(z))| / |x - G(z)| over pairs of a batch. It is
 there all the same (--critic-norm none leaves it out), for with it the samples were far better: after 20,000
-steps a distance to the test set of 33 to 38 in three seeds, without it 102 in one (RESULTS.md).
+steps a distance to the test set of 33 to 37 in three seeds, without it 102 in one (RESULTS.md).
 
 What is different from dcgan_mnist.py: this loss; one step of C, then one of G on fresh noise; z from the
 cube U(-1, 1)^100, so that straight walks stay within; one more upsampling; batches of 32; learning rates

@@ -2832,6 +2832,9 @@ def test_benchmark_quick(capsys, monkeypatch):
     row = dict(zip(names, values))
     assert row["script"] == "vanilla_gan.py"
     assert row["GFLOP"] == "0.0187"
+    rate = max(float(text.split()[-1].replace(",", "")) for text in head.split(" GFLOP/s")[:-1])
+    share = float(row["images/s fp32"].replace(",", "")) * float(row["GFLOP"]) / rate
+    assert float(row["of matmul"].strip("%")) == pytest.approx(100 * share, rel=0.02, abs=0.6)
     assert 0.1 < float(row["memory"].split()[0]) < 5
     for column in ("images/s fp32", "images/s bf16", "tutorial fp32", "tutorial bf16"):
         assert float(row[column].replace(",", "")) > 0
