@@ -544,7 +544,8 @@ def plot(claim, rows, home, path):
         runs = [[row for row in run if math.isfinite(row["distance"])] for run in runs_of(setting, rows)]
         for run in runs:
             x, y = ([row[key] for row in run] for key in (claim.axis, claim.curve))
-            curves.plot(x, y, color=f"C{i}", marker=".", linewidth=1)
+            # Earlier settings lie on top: one that is the first part of another's run would not be seen.
+            curves.plot(x, y, color=f"C{i}", marker=".", linewidth=1, zorder=2 + count - i)
         below = figure.add_subplot(places[1, i])
         below.set_axis_off()
         below.set_title(setting.label, color=f"C{i}", fontsize="medium", wrap=True)
