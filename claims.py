@@ -64,7 +64,7 @@ RUNS, TABLES, PLOTS = Path("runs/claims"), Path("results"), Path("assets")
 QUICK = Path("runs/quick")
 STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit statuses of a script that was told to stop
 
-# ---- Changes from outside ----------------------------------------------------------------------------------
+# %% Changes from outside
 
 
 def pytorch_init(script):
@@ -83,7 +83,7 @@ def batch_norm_in_critic(script):
     return mock.patch.object(script, "Critic", Critic)
 
 
-# ---- Settings and claims -----------------------------------------------------------------------------------
+# %% Settings and claims
 
 
 @dataclass(frozen=True)
@@ -307,7 +307,7 @@ CLAIMS = {
             SN.until(4000, "spectral and batch"),
             other(SN, "batch", "--no-spectral-norm", 4000),
         ),
-        ("classes", "confidence", "diversity", "slope"),
+        ("classes", "confidence", "diversity"),
     ),
     "batch-size": Claim(
         "dcgan32: batches of 32 are better than batches of 128, at as many images seen",
@@ -330,7 +330,7 @@ CLAIMS = {
     ),
 }
 
-# ---- Training and measuring --------------------------------------------------------------------------------
+# %% Training and measuring
 
 
 def generated(script, checkpoint, count, device):
@@ -442,7 +442,7 @@ def work(job):
     return job, follow(*job)
 
 
-# ---- Tables and plots --------------------------------------------------------------------------------------
+# %% Tables and plots
 
 
 def rank_correlation(x, y):
@@ -570,7 +570,7 @@ def plot(claim, rows, home, path):
     figure.savefig(path)
 
 
-# ---- Main --------------------------------------------------------------------------------------------------
+# %% Main
 
 
 def shortened(claim):

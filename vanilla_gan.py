@@ -4,47 +4,41 @@
     python vanilla_gan.py --epochs 5 --device cuda
     python vanilla_gan.py --generator-loss minimax --epochs 5
 
-The generator G turns noise z ~ N(0, I) into an image; the discriminator D gives the probability that an
-image is real. The paper states one game: D wants the value V as high as it can be, G as low,
+How do you teach a network to draw, when no formula says how good a drawing is? Let a second network be the
+judge. The generator G turns noise z ~ N(0, I) into an image; the discriminator D gives the probability that
+an image is real. D tries to make V large, G tries to make it small:
 
     V = E[log D(x)] + E[log(1 - D(G(z)))]
 
-What the best D knows. Write p for the density of real images and q for that of G's. At each x, D can do no
-better than to maximise p log D + q log(1 - D), which is done by D = p / (p + q). Put into V, this gives
+What this game measures. Let p be the density of real images and q that of generated ones. At each x, the best
+D maximises p log D + q log(1 - D), and so answers D = p / (p + q). Put this into V:
 
     V = -2 log 2 + 2 JSD(p, q)
 
-with the Jensen-Shannon divergence, which is 0 where p = q and at most log 2. So against the best D, G
-shrinks a distance between distributions. At its end D says 1/2 to everything: L_D = -V = 2 log 2 = 1.386,
+JSD is the Jensen-Shannon divergence, 0 where p = q and at most log 2. So against the best D, G reduces a
+distance between two distributions. When G has won, D answers 1/2 to everything: L_D = -V = 2 log 2 = 1.386,
 and L_G = -log 1/2 = 0.693.
 
-Why the paper does not train G on V. Let a be D's logit for a fake, so that D(G(z)) = sigmoid(a). What G can
-learn from the fake comes through a, and its gradient there is
+Why G is not trained on V itself. Let a be D's logit for a fake, so that D(G(z)) = sigmoid(a). All that G
+learns from this fake comes through a, and the gradients there are
 
     minimax,         log(1 - D):   -D(G(z))
     non-saturating,     -log D:    -(1 - D(G(z)))
 
-Where D knows every fake, D(G(z)) is near 0: the first gradient has vanished, the second is near -1. Both
-ask for the same thing, a higher a; the paper trains with the second, and so does the default here.
+If D recognises every fake, D(G(z)) is near 0. The first gradient vanishes, the second stays near -1. Both
+want the same thing, a larger a, so the paper trains with the second, and so does this script.
 
-What to watch (seed 42, fp32, means over an epoch; pictures in the README): after epoch 1 the samples were
-noise and blots, after 5 half of them were digits, after 20 nearly all; white specks stayed to the end. L_D
-fell to 1.22 in epoch 3, then rose to 1.33, D(real) and D(fake) closed in on 1/2, from 0.58 and 0.45 to 0.53
-and 0.48, and L_G on 0.80: both players near the end of the game, none ahead. Read as 2 log 2 - 2 JSD, a D
-loss of 1.33 says that this D still sees a divergence of 0.03. The minimax loss did as well here: D(G(z))
-was never below 0.42, and the distance to the test set after 5 epochs (fid.py --features classifier, median
-of three seeds, bf16) was 1182, with the default loss 1218, and 67 after 50. Failure is a D that runs ahead:
-with --lr-d 2e-3 --lr-g 2e-5 the minimax loss had D(G(z)) at 0.003 in epoch 1 and at 0.000 in epoch 2, and
-the samples stayed pure noise; the non-saturating one had 0.28 and 0.20, and outlines of digits.
+What to watch: L_D rises towards 1.386, D(real) and D(fake) move towards 1/2, and neither player is ahead. In
+the default run nearly all samples were digits after 20 epochs. White specks stayed: no layer knows which
+pixels are neighbours. With equal learning rates the minimax loss worked as well. To see the gradient vanish,
+let D run ahead with --lr-d 2e-3 --lr-g 2e-5: now the minimax loss leaves noise, and the other finds outlines.
 
-Paper: Goodfellow et al. 2014, arXiv 1406.2661, equation 1, proposition 1, theorem 1, algorithm 1, with one
-step of D for one of G. Departures, all from later practice: batch normalisation and ReLU in G, LeakyReLU in
-D (the paper: maxout, and dropout), Adam with learning rate 2e-4 and beta1 = 0.5 (momentum), weights from
-N(0, 0.02).
+Paper: Goodfellow et al. 2014, arXiv 1406.2661, equation 1, proposition 1, theorem 1, algorithm 1 with one
+step of D for each of G. Departures, from later practice: G with batch normalisation and a Tanh at its output
+(there: sigmoid), D with LeakyReLU (maxout and dropout), Adam (momentum), weights from N(0, 0.02).
 """
 
 import argparse
-import importlib.util
 import json
 import math
 import os
@@ -54,6 +48,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -64,7 +59,32 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-# ---- Networks ----------------------------------------------------------------------------------------------
+# %% Settings
+
+
+def add_flags(add):
+    """The flags of this script: first those of its idea, then those that every script has."""
+    choices = ["non-saturating", "minimax"]
+    add("--generator-loss", choices=choices, default=choices[0], help="what the generator descends")
+    add("--epochs", type=int, default=50, help="passes over the training set")
+    add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
+    add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
+    add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminator")
+    add("--batch-size", type=int, default=128, help="images per step")
+    add("--latent-dim", type=int, default=100, help="length of the noise vector z")
+    add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
+    add("--data-dir", default="data", help="where the data set is, or torchvision downloads it to")
+    add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
+    low = "bf16 is faster only where the processor computes in it: benchmark.py tells"
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help=low)
+    add("--seed", type=int, default=42, help="all randomness follows from it")
+    add("--out-dir", help="a new folder for the run; None: the next free number in runs/<script>")
+    add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
+    add("--generate", type=int, metavar="N", help="no training: write N images, with --checkpoint")
+    add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate uses")
+
+
+# %% Networks
 
 
 class Generator(nn.Module):
@@ -89,7 +109,7 @@ class Generator(nn.Module):
         )
 
     def forward(self, z):
-        return self.layers(z).float()
+        return self.layers(z)
 
 
 class Discriminator(nn.Module):
@@ -107,7 +127,7 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, images):
-        return self.layers(images).float()
+        return self.layers(images)
 
 
 def init_weights(module):
@@ -120,7 +140,7 @@ def init_weights(module):
         nn.init.zeros_(module.bias)
 
 
-# ---- Losses ------------------------------------------------------------------------------------------------
+# %% Losses
 
 
 def discriminator_loss(real_logits, fake_logits):
@@ -136,29 +156,27 @@ def generator_loss(fake_logits, minimax=False):
     return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 
 
-# ---- Training step -----------------------------------------------------------------------------------------
+# %% Training step
 
 # What a step reports, grouped by the panels of losses.png.
 PANELS = {"loss": ("d_loss", "g_loss"), "probability": ("d_real", "d_fake")}
 METRICS = [name for names in PANELS.values() for name in names]
 
 
-def train_step(generator, discriminator, optimizer_g, optimizer_d, real, rng, autocast, minimax):
+def train_step(generator, discriminator, optimizer_g, optimizer_d, real, minimax):
     """Algorithm 1 of the paper with k = 1, on a batch `real` (N, 1, 28, 28) in [-1, 1].
 
-    All noise comes from `rng`; the networks run in the context `autocast`. Returns the METRICS as detached
-    scalars, still on the device.
+    Returns the METRICS, detached.
     """
 
     def noise():
-        return torch.randn(len(real), generator.latent_dim, device=real.device, generator=rng)
+        return torch.randn(len(real), generator.latent_dim, device=real.device)
 
     # The discriminator learns to tell real from fake; the generator is left out of the graph. Without batch
     # normalisation each image is judged alone, so real and fake images can share one pass.
-    with autocast:
-        with torch.no_grad():
-            fake = generator(noise())
-        real_logits, fake_logits = discriminator(torch.cat([real, fake])).chunk(2)
+    with torch.no_grad():
+        fake = generator(noise())
+    real_logits, fake_logits = discriminator(torch.cat([real, fake])).chunk(2)
     d_loss = discriminator_loss(real_logits, fake_logits)
     optimizer_d.zero_grad()
     d_loss.backward()
@@ -166,27 +184,101 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, rng, au
 
     # The generator learns to fool the discriminator as it now is, on fresh noise.
     discriminator.requires_grad_(False)
-    with autocast:
-        g_loss = generator_loss(discriminator(generator(noise())), minimax)
+    g_loss = generator_loss(discriminator(generator(noise())), minimax)
     optimizer_g.zero_grad()
     g_loss.backward()
     optimizer_g.step()
     discriminator.requires_grad_(True)
+    return {
+        "d_loss": d_loss.detach(),
+        "g_loss": g_loss.detach(),
+        "d_real": real_logits.detach().sigmoid().mean(),
+        "d_fake": fake_logits.detach().sigmoid().mean(),
+    }
 
-    d_real, d_fake = real_logits.detach().sigmoid().mean(), fake_logits.detach().sigmoid().mean()
-    return dict(zip(METRICS, (d_loss.detach(), g_loss.detach(), d_real, d_fake)))
 
-
-# ---- Plumbing ----------------------------------------------------------------------------------------------
+# %% Training
 
 SCRIPT = Path(__file__).stem
-IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-DATASETS = {  # torchvision's class, the folder where it looks, and the files there
-    "mnist": (datasets.MNIST, "MNIST/raw", IDX),
-    "fashion_mnist": (datasets.FashionMNIST, "FashionMNIST/raw", IDX),
-}
 LOG_EVERY = 20  # steps between rows of history.csv
-SAVE_EVERY = 600  # seconds between checkpoints inside a long epoch
+SAVE_EVERY = 60  # seconds between checkpoints inside an epoch
+
+
+def read_images(name, data_dir):
+    """The training images of MNIST or Fashion-MNIST, uint8 (60000, 1, 28, 28)."""
+    kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
+    try:
+        return kind(data_dir, download=True).data[:, None]
+    except Exception as error:  # its type depends on where torchvision stumbles
+        fail(f"--data-dir: put the files of {name} in {Path(data_dir, kind.__name__, 'raw')} ({error!r:.90})")
+
+
+def train(args):
+    """Train from the start, or go on from the checkpoint args.resume."""
+    images, size = read_images(args.dataset, args.data_dir).to(args.device), args.batch_size
+    if not 2 <= size <= len(images):
+        fail(f"--batch-size: {size} is not from 2 to {len(images)}, the number of images")
+    steps_per_epoch = len(images) // size  # the last, short batch is dropped
+    last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
+
+    torch.manual_seed(args.seed)
+    generator = place(Generator(args.latent_dim).apply(init_weights), args)
+    discriminator = place(Discriminator().apply(init_weights), args)
+    optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.5, 0.999), fused=True)
+    optimizer_d = torch.optim.Adam(discriminator.parameters(), args.lr_d, betas=(0.5, 0.999), fused=True)
+    parts = {"generator": generator, "discriminator": discriminator}
+    parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
+
+    # The pictures show the same noise each time: 64 vectors, and walks from one to the next. On these,
+    # cos(a) z1 + sin(a) z2 is as normal as z1 and z2 are; a straight line would pass too close to 0.
+    reseed(args.seed, "samples")
+    fixed_z = torch.randn(64, args.latent_dim).to(args.device)
+    angle = torch.linspace(0, math.pi / 2, 10, device=args.device)[:, None]
+    walk_z = torch.cat([angle.cos() * z1 + angle.sin() * z2 for z1, z2 in fixed_z[:16].split(2)])
+
+    checkpoint = load_checkpoint(args.resume, **parts) if args.resume else {}
+    history = checkpoint.get("history", torch.empty(0, len(METRICS))).to(args.device)  # a row for each step
+    folder = open_folder(args, f"runs/{SCRIPT}")
+    (folder / "samples").mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
+    step, saved_at = len(history), save(folder, args, history, parts)
+    print(f"{len(images):,} images, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
+    while True:
+        epoch, done = divmod(step, steps_per_epoch)
+        if step and (done == 0 or step >= last_step):  # an epoch has ended, now or before the run was stopped
+            number = math.ceil(step / steps_per_epoch)
+            grid, walk = make_grid(sample(generator, fixed_z), 8), make_grid(sample(generator, walk_z), 10)
+            to_pil_image(grid[:1]).save(folder / "samples" / f"epoch_{number:04d}.png")
+            to_pil_image(walk[:1]).save(folder / "interpolation.png")
+            if number % max(1, number // 20) == 0 or step >= last_step:  # it takes a second: ever more rarely
+                write_report(folder, history, steps_per_epoch)
+        if step >= last_step:
+            break
+
+        reseed(args.seed, "order", epoch)
+        batches = torch.randperm(len(images)).to(args.device).split(size)
+        batches = batches[done : min(steps_per_epoch, done + last_step - step)]
+        history = torch.cat([history, history.new_zeros(len(batches), len(METRICS))])
+        name = f"epoch {epoch + 1}/{args.epochs}"
+        bar = tqdm(batches, name, steps_per_epoch, leave=False, initial=done, unit=" images", unit_scale=size)
+        for index in bar:
+            real = images[index].float().div_(127.5).sub_(1)
+            reseed(args.seed, "step", step)
+            metrics = train_step(*parts.values(), real, args.generator_loss == "minimax")
+            history[step] = torch.stack([*metrics.values()])
+            step += 1
+            if step % LOG_EVERY == 0:
+                bar.set_postfix_str(summary(history[step - LOG_EVERY : step]))
+            if time.monotonic() > saved_at + SAVE_EVERY:
+                saved_at = save(folder, args, history[:step], parts)
+        saved_at = save(folder, args, history, parts)
+
+        means = summary(history[epoch * steps_per_epoch :])
+        print(f"{name}  {means}  {bar.format_dict['elapsed']:.0f} s", flush=True)
+    print(f"{step} steps done, see {folder}")
+
+
+# %% Plumbing: the same lines in every script
 
 
 def fail(message, status=2):
@@ -195,45 +287,56 @@ def fail(message, status=2):
     raise SystemExit(status)
 
 
-def stream(device, *key):
-    """Random numbers that follow from `key` alone, so that a checkpoint needs no random state."""
-    return torch.Generator(device).manual_seed(random.Random(repr(key)).getrandbits(63))
+def reseed(*key):
+    """Make all random numbers from here on follow from `key`, so that a checkpoint needs no random state."""
+    seed = random.Random(repr(key)).getrandbits(63)  # of which a CPU's generator uses 32
+    # Without an accelerator, the CPU's generator is enough, and quicker to seed.
+    (torch if torch.accelerator.is_available() else torch.default_generator).manual_seed(seed)
 
 
-def open_dataset(name, data_dir, train=True):
-    """torchvision's training or test set of that name; torchvision downloads what `data_dir` lacks."""
-    kind, subfolder, files = DATASETS[name]
-    folder, names = Path(data_dir, subfolder), ", ".join(files)
-    try:
-        return kind(data_dir, train=train, download=True)
-    except Exception as error:  # its type depends on where torchvision stumbles
-        if all((folder / file).is_file() for file in files):
-            fail(f"--data-dir: {folder} is damaged; replace {names} ({error!r})")
-        hint = "MNIST ships with this script's repository, in data/MNIST/raw"
-        fail(f"--data-dir: no {name} in {folder}, and no download; put {names} there ({hint})")
+class fp32:
+    """`with fp32():` networks compute in fp32, whatever --precision says: for what must not be rounded."""
+
+    active = False
+
+    def __enter__(self):
+        fp32.active = True
+
+    def __exit__(self, *error):
+        fp32.active = False
+
+
+def place(network, args, layout=torch.channels_last):
+    """Move a network to its device, in a memory layout, and run it in --precision; what leaves it is fp32."""
+    layers, kind = network.forward, torch.device(args.device).type
+
+    def forward(*inputs):
+        with torch.autocast(kind, torch.bfloat16, enabled=args.precision == "bf16" and not fp32.active):
+            return layers(*inputs).float()
+
+    network.forward = forward
+    return network.to(args.device, memory_format=layout)
 
 
 @torch.no_grad()
 def sample(generator, *inputs):
     """uint8 images (N, C, H, W) on the CPU; in eval mode, so that each depends on its own inputs alone."""
     generator.eval()
-    images = torch.cat([generator(*chunk) for chunk in zip(*(rows.split(256) for rows in inputs))])
+    with fp32():
+        images = torch.cat([generator(*rows) for rows in zip(*(tensor.split(256) for tensor in inputs))])
     generator.train()
     return images.add(1).mul(127.5).round().to("cpu", torch.uint8)
 
 
-def new_folder(wanted, parent):
-    """Make the folder `wanted` or, if that is None, the first free one of parent/001, parent/002, ..."""
-    numbered = (Path(parent, f"{n:03d}") for n in range(1, sys.maxsize))
-    folder = Path(wanted or next(path for path in numbered if not path.exists()))
+def open_folder(args, parent):
+    """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
+    numbered = (Path(parent, f"{number:03d}") for number in range(1, sys.maxsize))
+    folder = Path(args.out_dir or next(path for path in numbered if not path.exists()))
     try:
-        folder.mkdir(parents=True, exist_ok=bool(wanted))
-        if any(folder.iterdir()):
-            raise FileExistsError(None, "not empty")
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(None, "not writable")
+        folder.mkdir(parents=True, exist_ok=bool(args.resume))
     except OSError as error:
         fail(f"--out-dir: {folder}: {error.strerror}; name a new folder, or --resume the run in this one")
+    args.out_dir = str(folder)
     return folder
 
 
@@ -241,265 +344,119 @@ def load_checkpoint(path, **parts):
     """Read a checkpoint of this script as a dict, and give `parts` (networks, optimisers) their states."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        fail(f"{path}: no such file; give the checkpoint.pt of a run")
-    except Exception:  # its type depends on where the damage is
-        fail(f"{path}: truncated, damaged or no checkpoint; give the checkpoint.pt of a run")
-    script = checkpoint.get("script") if isinstance(checkpoint, dict) else None
-    if script != SCRIPT:
-        fail(f"{path}: a checkpoint of {script or 'another program'}; give one of {SCRIPT}")
-    for name, part in parts.items():
-        try:
+        if checkpoint["script"] != SCRIPT:
+            raise ValueError(f"it is one of {checkpoint['script']}.py")
+        for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split()[:40])
-            fail(f"{path}: its {name} has other sizes than its settings; give another checkpoint ({reason})")
+    except Exception as error:  # its type depends on where the damage is
+        fail(f"{path}: give a whole checkpoint.pt of {SCRIPT}.py ({' '.join(str(error).split()):.200})")
     return checkpoint
 
 
-class Run:
-    """A training run: its folder, how many steps it has done, the metrics of each, and its checkpoint."""
-
-    quiet = False  # no progress bar
-
-    def __init__(self, args, images, device, batches=1, **parts):
-        self.args, self.images, self.device, self.parts, self.signals = args, images, device, parts, []
-        self.history, self.pending = [], []  # metrics: rows of numbers, and tensors still on the device
-        self.size = args.batch_size * batches  # images that a step takes
-        if args.batch_size < 2 or self.size > len(images):
-            most = f"{len(images) // batches}, with {len(images)} images to take"
-            fail(f"--batch-size: {args.batch_size} is not from 2 to {most}")
-        self.steps_per_epoch = len(images) // self.size
-        self.last_step = min(args.epochs * self.steps_per_epoch, args.max_steps or sys.maxsize)
-        if args.resume:
-            self.history = load_checkpoint(args.resume, **parts)["history"].tolist()
-        self.step = len(self.history)
-        self.open()
-
-    def open(self):
-        """Make the folder, or use that of the resumed run, and write the first files there."""
-        if not self.args.resume:
-            self.args.out_dir = str(new_folder(self.args.out_dir, f"runs/{SCRIPT}"))
-        self.folder = Path(self.args.out_dir)
-        config = {**vars(self.args), "device": str(self.device), "torch": torch.__version__}
-        (self.folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if self.args.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=self.step + 1)
-        self.save()
-
-    def __enter__(self):
-        """From here on Ctrl-C and SIGTERM wait until the step under way is done."""
-        numbers = signal.SIGINT, signal.SIGTERM
-        self.handlers = {n: signal.signal(n, lambda n, frame: self.signals.append(n)) for n in numbers}
-        return self
-
-    def __exit__(self, *error):
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-        if self.args.tensorboard:
-            self.writer.close()
-
-    def epoch(self):
-        """Yield the epoch's remaining batches as indices; after each, show progress, save, heed signals."""
-        self.started = time.monotonic()
-        epoch, done = divmod(self.step, self.steps_per_epoch)
-        order = torch.randperm(len(self.images), generator=stream("cpu", self.args.seed, "order", epoch))
-        batches = order[: self.steps_per_epoch * self.size].view(-1, self.size).to(self.images.device)
-        rest = batches[done : done + self.last_step - self.step]
-        title = f"epoch {epoch + 1}/{self.args.epochs}"
-        scale = {"unit": " images", "unit_scale": self.size}
-        bar = tqdm(rest, title, len(batches), initial=done, leave=False, disable=self.quiet, **scale)
-        for index in bar:
-            yield index
-            self.step += 1
-            if self.step % LOG_EVERY == 0:
-                self.read()
-                means = dict(zip(METRICS, torch.tensor(self.history[-LOG_EVERY:]).mean(0).tolist()))
-                bar.set_postfix({name: f"{mean:.2f}" for name, mean in means.items()})
-                for name, mean in means.items() if self.args.tensorboard else ():
-                    self.writer.add_scalar(name, mean, self.step)
-            if self.signals or time.monotonic() - self.saved_at > SAVE_EVERY:
-                self.save()
-            if self.signals:
-                fail(f"stopped; go on with --resume {self.folder / 'checkpoint.pt'}", 128 + self.signals[0])
-
-    def read(self):
-        """Fetch the pending metrics from the device. If one, or a weight, is not finite, the run ends."""
-        rows = torch.stack(self.pending).tolist() if self.pending else []
-        states = [part.state_dict() for part in self.parts.values() if isinstance(part, nn.Module)]
-        weights = torch.stack([tensor.isfinite().all() for state in states for tensor in state.values()])
-        finite = [*(all(map(math.isfinite, row)) for row in rows), weights.all().item()]
-        if not all(finite):
-            step = min(len(self.history) + finite.index(False) + 1, self.step)
-            fail(f"step {step}: loss not finite; lower --lr-g or --lr-d (the last checkpoint is good)", 1)
-        self.history, self.pending = self.history + rows, []
-
-    def save(self):
-        """Write the checkpoint beside the old one, then move it into place: there is never half of one."""
-        self.read()
-        history = torch.tensor(self.history)  # (steps, len(METRICS))
-        state = {"script": SCRIPT, "settings": vars(self.args), "step": self.step, "history": history}
-        state |= {name: part.state_dict() for name, part in self.parts.items()}
-        torch.save(state, self.folder / "checkpoint.tmp")
-        os.replace(self.folder / "checkpoint.tmp", self.folder / "checkpoint.pt")
-        self.saved_at = time.monotonic()
-
-    def end_epoch(self, grid, walk):
-        """Print the epoch's mean metrics, write all that a run leaves, return its METRICS (steps, ...)."""
-        self.read()
-        history, number = torch.tensor(self.history), (self.step - 1) // self.steps_per_epoch + 1
-        epoch = history[(number - 1) * self.steps_per_epoch :]
-        means = "  ".join(f"{name} {mean:.3f}" for name, mean in zip(METRICS, epoch.mean(0).tolist()))
-        seconds = time.monotonic() - self.started
-        print(f"epoch {number}/{self.args.epochs}  {means}  {seconds:.0f} s", flush=True)
-        samples = self.folder / "samples"
-        samples.mkdir(exist_ok=True)
-        to_pil_image(grid).save(samples / f"epoch_{number:04d}.png")
-        to_pil_image(walk).save(self.folder / "interpolation.png")
-        first, *others = [Image.open(path) for path in sorted(samples.glob("epoch_*.png"))]
-        pause = [200] * len(others) + [2000]  # milliseconds
-        first.save(self.folder / "progress.gif", save_all=True, append_images=others, duration=pause, loop=0)
-        self.write_curves(history)
-        self.save()
-        return epoch
-
-    def write_curves(self, history):
-        """history.csv and losses.png, both means over intervals of LOG_EVERY steps."""
-        means = torch.stack([interval.mean(0) for interval in history.split(LOG_EVERY)])
-        steps = [min(start + LOG_EVERY, self.step) for start in range(0, self.step, LOG_EVERY)]
-        lines = [",".join(["epoch", "step", *METRICS])]
-        for step, row in zip(steps, means.tolist()):
-            epoch = (step - 1) // self.steps_per_epoch + 1
-            lines.append(",".join([str(epoch), str(step), *(f"{mean:.6g}" for mean in row)]))
-        (self.folder / "history.csv").write_text("\n".join(lines) + "\n")
-        figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
-        axes = figure.subplots(len(PANELS), squeeze=False)[:, 0]
-        for axis, (title, names) in zip(axes, PANELS.items()):
-            for name in names:
-                axis.plot(steps, means[:, METRICS.index(name)], label=name, linewidth=1)
-            axis.set(xlabel="step", ylabel=title)
-            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-        figure.savefig(self.folder / "losses.png")
+def save(folder, args, history, parts):
+    """Write the checkpoint beside the old one and move it into place. Returns the time on the clock."""
+    states = {name: part.state_dict() for name, part in parts.items()}
+    networks = [states[name] for name, part in parts.items() if isinstance(part, nn.Module)]
+    weights = [tensor.isfinite().all() for state in networks for tensor in state.values()]
+    finite = [*history.isfinite().all(1).tolist(), torch.stack(weights).all().item()]
+    if not all(finite):
+        step = min(finite.index(False) + 1, len(history))
+        fail(f"step {step}: a loss is not finite; lower --lr-g or --lr-d (the last checkpoint is good)", 1)
+    states |= {"script": SCRIPT, "settings": vars(args), "step": len(history), "history": history.clone()}
+    torch.save(states, folder / "checkpoint.tmp")
+    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")  # so there is never half of one
+    return time.monotonic()
 
 
-def pick_device(name):
-    """The torch.device of that name, if this machine has it. auto takes cuda, then mps, then cpu."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
-        fail(f"--device: {name!r} is unknown or not on this machine; give cpu, or auto for the best there is")
-    return torch.device(name)
+def summary(rows):
+    """The mean of each metric over some steps (steps, len(METRICS)), as text."""
+    return "  ".join(f"{name} {mean:.3f}" for name, mean in zip(METRICS, rows.mean(0).tolist()))
+
+
+def write_report(folder, history, steps_per_epoch):
+    """history.csv and losses.png, from means over LOG_EVERY steps; progress.gif, at most 100 frames."""
+    rows = torch.stack([part.mean(0) for part in history.cpu().split(LOG_EVERY)]).numpy()
+    steps = [min(start + LOG_EVERY, len(history)) for start in range(0, len(history), LOG_EVERY)]
+    table = np.column_stack([[(step - 1) // steps_per_epoch + 1 for step in steps], steps, rows])
+    head, form = ",".join(["epoch", "step", *METRICS]), ["%d", "%d", *["%.6g"] * len(METRICS)]
+    np.savetxt(folder / "history.csv", table, form, ",", header=head, comments="")
+    figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
+    for axis, (title, names) in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS.items()):
+        axis.plot(steps, rows[:, [METRICS.index(name) for name in names]], label=names, linewidth=1)
+        axis.set(xlabel="step", ylabel=title)
+        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(folder / "losses.png")
+    paths = sorted((folder / "samples").glob("epoch_*.png"), key=lambda path: int(path.stem[6:]))
+    chosen = np.linspace(0, len(paths) - 1, min(len(paths), 100)).round().astype(int)
+    first, *others = [Image.open(paths[number]) for number in chosen]
+    pause = [200] * len(others) + [2000]  # milliseconds
+    first.save(folder / "progress.gif", save_all=True, append_images=others, duration=pause, loop=0)
 
 
 def parse_args(argv):
     """The settings of a run, checked; with --resume or --generate, those of the checkpoint."""
-    style, summary = argparse.ArgumentDefaultsHelpFormatter, __doc__.split("\n")[0]
-    parser = argparse.ArgumentParser(f"{SCRIPT}.py", description=summary, formatter_class=style)
-    parser.error = fail
-    add = parser.add_argument
-    add("--epochs", type=int, default=50, help="passes over the training set")
-    add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
-    add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
-    add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
-    add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminator")
-    add("--batch-size", type=int, default=128, help="images per step")
-    add("--latent-dim", type=int, default=100, help="length of the noise vector z")
-    add("--dataset", choices=list(DATASETS), default="mnist", help="what to train on")
-    add("--data-dir", default="data", help="where the data set is, or torchvision downloads it to")
-    add("--out-dir", help=f"folder for all that is written; None takes runs/{SCRIPT}/<next free number>")
-    add("--seed", type=int, default=42, help="all randomness follows from it")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 runs the networks under autocast")
-    add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
-    add("--generate", type=int, metavar="N", help="no training: write N images, with --checkpoint")
-    add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate uses")
-    add("--tensorboard", action="store_true", help="also write TensorBoard events")
-    losses = {"choices": ["non-saturating", "minimax"], "default": "non-saturating"}
-    add("--generator-loss", **losses, help="what G descends; the lesson compares the two")
+    parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.description, parser.error = __doc__.split("\n")[0], fail
+    add_flags(parser.add_argument)
     args = parser.parse_args(argv)
-
     if (args.generate is None) != (args.checkpoint is None) or (args.generate and args.resume):
         fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
     if path := args.resume or args.checkpoint:
         settings = load_checkpoint(path)["settings"]
-        asked = ("resume", "generate", "checkpoint", "out_dir")
+        asked = "device", "out_dir", "resume", "generate", "checkpoint"
         settings |= {name: vars(args)[name] for name in asked}
         if args.resume:
             settings["out_dir"] = str(Path(path).parent)
         parser.set_defaults(**settings)
         args = parser.parse_args(argv)  # now the checkpoint speaks where the command line is silent
-        free = {"epochs", "max_steps", "device"} if args.resume else {"device", "seed"}
+        free = {"epochs", "max_steps"} if args.resume else {"seed"}
         for name, value in settings.items():
-            if name not in free and vars(args)[name] != value:
+            if value is not None and name not in free and vars(args)[name] != value:
                 flag = "--" + name.replace("_", "-")
                 fail(f"{flag}: {path} was made with {value}, not {vars(args)[name]}; leave {flag} out")
     for name, value in vars(args).items():
-        if type(value) in (int, float) and name != "seed" and not 0 < value < math.inf:
+        free = name == "seed" or value == parser.get_default(name)
+        if type(value) in (int, float) and not free and not 0 < value < math.inf:
             fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
-    if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        fail("--tensorboard: TensorBoard is not installed; pip install tensorboard")
+    if args.device in ("auto", "cuda") and torch.cuda.is_available():
+        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's number of this process
+    elif args.device == "auto":
+        args.device = "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=args.device).item()
+    except (RuntimeError, AssertionError, NotImplementedError):
+        fail(f"--device: {args.device!r} is unknown or not on this machine; give cpu, or leave it out")
     return args
 
 
-# ---- Main --------------------------------------------------------------------------------------------------
+# %% Main
 
 
-def train(args, device):
-    """Train from the start, or from the checkpoint args.resume."""
-    torch.backends.cudnn.deterministic = True  # resuming bit for bit on CUDA needs it
-    images = open_dataset(args.dataset, args.data_dir).data.unsqueeze(1).to(device)
-    torch.manual_seed(args.seed)
-    generator = Generator(args.latent_dim).apply(init_weights).to(device)
-    discriminator = Discriminator().apply(init_weights).to(device)
-    adam = {"betas": (0.5, 0.999), "fused": True}
-    parts = {
-        "generator": generator,
-        "discriminator": discriminator,
-        "optimizer_g": torch.optim.Adam(generator.parameters(), args.lr_g, **adam),
-        "optimizer_d": torch.optim.Adam(discriminator.parameters(), args.lr_d, **adam),
-    }
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=args.precision == "bf16")
-
-    fixed_z = torch.randn(64, args.latent_dim, generator=stream("cpu", args.seed, "samples")).to(device)
-    # cos(a) z1 + sin(a) z2 is as normal as z1 and z2 are; a straight line would pass too close to 0.
-    angle = torch.linspace(0, math.pi / 2, 10, device=device)[:, None]
-    walk_z = torch.cat([angle.cos() * z1 + angle.sin() * z2 for z1, z2 in fixed_z[:16].split(2)])
-
-    with Run(args, images, device, **parts) as run:
-        print(f"{len(images):,} images, {run.steps_per_epoch} steps an epoch, on {device}, into {run.folder}")
-        while run.step < run.last_step:
-            for index in run.epoch():
-                real = images[index].float().div_(127.5).sub_(1)
-                rng = stream(device, args.seed, "step", run.step)
-                minimax = args.generator_loss == "minimax"
-                metrics = train_step(*parts.values(), real, rng, autocast, minimax)
-                run.pending.append(torch.stack(list(metrics.values())))
-            grid, walk = make_grid(sample(generator, fixed_z), 8), make_grid(sample(generator, walk_z), 10)
-            run.end_epoch(grid, walk)
-    print(f"{run.step} steps done, see {run.folder}")
-
-
-def generate(args, device):
+def generate(args):
     """Write args.generate images, made by the generator in args.checkpoint, as PNG files."""
-    generator = Generator(args.latent_dim).to(device)
+    generator = place(Generator(args.latent_dim), args)
     load_checkpoint(args.checkpoint, generator=generator)
-    folder = new_folder(args.out_dir, Path(args.checkpoint).parent / "generated")
-    rng = stream("cpu", args.seed, "generate")
-    with tqdm(total=args.generate, unit=" images") as bar:
-        while bar.n < args.generate:
-            z = torch.randn(min(256, args.generate - bar.n), args.latent_dim, generator=rng).to(device)
-            for image in sample(generator, z):
-                to_pil_image(image).save(folder / f"{bar.n:05d}.png")
-                bar.update()
+    folder = open_folder(args, Path(args.checkpoint).parent / "generated")
+    reseed(args.seed, "generate")
+    for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
+        z = torch.randn(256, args.latent_dim).to(args.device)  # always as many: no image depends on N
+        for number, image in enumerate(sample(generator, z)[: args.generate - start], start):
+            to_pil_image(image).save(folder / f"{number:05d}.png")
     print(f"{args.generate} images in {folder}")
 
 
 def main(argv=None):
     args = parse_args(argv)
-    (generate if args.generate else train)(args, pick_device(args.device))
+    torch.backends.cudnn.deterministic = True  # to go on bit for bit
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in convolutions, too
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it, too, raises KeyboardInterrupt
+    try:
+        (generate if args.generate else train)(args)
+    except KeyboardInterrupt:
+        checkpoint = Path(args.out_dir or "", "checkpoint.pt")
+        fail(f"stopped; go on with --resume {checkpoint}" if checkpoint.is_file() else "stopped", 130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":
