@@ -221,6 +221,8 @@ def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
     if args.real_label > 1:
         fail(f"--real-label: {args.real_label} is not a probability; give one, above 0 and at most 1")
+    if args.label is not None:
+        fail(f"--label: {args.label} is for --generate; leave it out")
     images, classes = (tensor.to(args.device) for tensor in read_images(args.dataset, args.data_dir))
     size = args.batch_size
     if not 2 <= size <= len(images):
@@ -358,7 +360,7 @@ def load_checkpoint(path, **parts):
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
     except Exception as error:  # its type depends on where the damage is
-        fail(f"{path}: give a whole checkpoint.pt of {SCRIPT}.py ({' '.join(str(error).split()):.200})")
+        fail(f"{path}: give a whole checkpoint.pt of {SCRIPT}.py ({' '.join(str(error).split()):.300})")
     return checkpoint
 
 
@@ -397,9 +399,9 @@ def write_report(folder, history, steps_per_epoch):
     figure.savefig(folder / "losses.png")
     paths = sorted((folder / "samples").glob("epoch_*.png"), key=lambda path: int(path.stem[6:]))
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), 100)).round().astype(int)
-    first, *others = [Image.open(paths[number]) for number in chosen]
-    pause = [200] * len(others) + [2000]  # milliseconds
-    first.save(folder / "progress.gif", save_all=True, append_images=others, duration=pause, loop=0)
+    frames = (Image.open(paths[number]) for number in chosen)  # one after the other, not all at once
+    pause = [200] * (len(chosen) - 1) + [2000]  # milliseconds
+    next(frames).save(folder / "progress.gif", save_all=True, append_images=frames, duration=pause, loop=0)
 
 
 def parse_args(argv):

@@ -31,9 +31,8 @@ What to watch: stages.png, the samples after 200, 4,000, 8,000 and 20,000 steps.
 and `slope` rises while the samples get better and better: they show how steep C is, and not how good G is.
 
 Papers: Arjovsky et al. 2017, arXiv 1701.07875, equation 2; Miyato et al. 2018, arXiv 1802.05957, algorithm 1;
-Radford et al. 2015, arXiv 1511.06434. Departures: from the first, no clipping of weights, Adam, one step of C
-for one of G; from the second, this loss and batch normalisation in C; from the third, PyTorch's
-initialisation.
+Radford et al. 2015, arXiv 1511.06434. Departures: from the first, no clipping, Adam, one step of C for one of
+G; from the second, this loss, batch normalisation in C; from the third, PyTorch's initialisation.
 """
 
 import argparse
@@ -367,7 +366,7 @@ def load_checkpoint(path, **parts):
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
     except Exception as error:  # its type depends on where the damage is
-        fail(f"{path}: give a whole checkpoint.pt of {SCRIPT}.py ({' '.join(str(error).split()):.200})")
+        fail(f"{path}: give a whole checkpoint.pt of {SCRIPT}.py ({' '.join(str(error).split()):.300})")
     return checkpoint
 
 
@@ -406,9 +405,9 @@ def write_report(folder, history, steps_per_epoch):
     figure.savefig(folder / "losses.png")
     paths = sorted((folder / "samples").glob("epoch_*.png"), key=lambda path: int(path.stem[6:]))
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), 100)).round().astype(int)
-    first, *others = [Image.open(paths[number]) for number in chosen]
-    pause = [200] * len(others) + [2000]  # milliseconds
-    first.save(folder / "progress.gif", save_all=True, append_images=others, duration=pause, loop=0)
+    frames = (Image.open(paths[number]) for number in chosen)  # one after the other, not all at once
+    pause = [200] * (len(chosen) - 1) + [2000]  # milliseconds
+    next(frames).save(folder / "progress.gif", save_all=True, append_images=frames, duration=pause, loop=0)
 
 
 def parse_args(argv):

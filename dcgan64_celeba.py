@@ -484,7 +484,7 @@ def load_checkpoint(path, **parts):
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
     except Exception as error:  # its type depends on where the damage is
-        fail(f"{path}: give a whole checkpoint.pt of {SCRIPT}.py ({' '.join(str(error).split()):.200})")
+        fail(f"{path}: give a whole checkpoint.pt of {SCRIPT}.py ({' '.join(str(error).split()):.300})")
     return checkpoint
 
 
@@ -523,9 +523,9 @@ def write_report(folder, history, steps_per_epoch):
     figure.savefig(folder / "losses.png")
     paths = sorted((folder / "samples").glob("epoch_*.png"), key=lambda path: int(path.stem[6:]))
     chosen = np.linspace(0, len(paths) - 1, min(len(paths), 100)).round().astype(int)
-    first, *others = [Image.open(paths[number]) for number in chosen]
-    pause = [200] * len(others) + [2000]  # milliseconds
-    first.save(folder / "progress.gif", save_all=True, append_images=others, duration=pause, loop=0)
+    frames = (Image.open(paths[number]) for number in chosen)  # one after the other, not all at once
+    pause = [200] * (len(chosen) - 1) + [2000]  # milliseconds
+    next(frames).save(folder / "progress.gif", save_all=True, append_images=frames, duration=pause, loop=0)
 
 
 def parse_args(argv):

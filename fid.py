@@ -8,39 +8,32 @@
 A path is a folder of images (nested or not, any format, mode and size), a .npz file with the arrays mu and
 sigma (pytorch-fid writes and reads the same), or a data set: mnist, fashion_mnist:test, cifar10:train.
 
-All three figures look at images through a network, and never at pixels. For the Frechet inception distance,
-the features of each set, 2048 numbers an image, are taken as a Gaussian, N(m1, S1) and N(m2, S2), and the
-distance is the squared 2-Wasserstein distance of the two,
+These measures look at images through a network, never at pixels. For the Frechet inception distance, the
+features of each set, 2048 numbers an image, are described by a Gaussian, N(m1, S1) and N(m2, S2). The FID is
+the squared 2-Wasserstein distance between the two:
 
     FID = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
 
-The last trace needs no matrix square root: with S1 = A A' and S2 = B B' it is the sum of the singular
-values of A'B, whose squares are the eigenvalues of a symmetric matrix, A'B (A'B)'. So nothing can become
-complex, as it can for the product S1 S2, and singular matrices need no special care.
+The last trace needs no matrix square root. With S1 = A A' and S2 = B B' it is the sum of the singular values
+of A'B, whose squares are the eigenvalues of the symmetric matrix A'B (A'B)'. So nothing can become complex,
+as it can for the product S1 S2, and singular matrices need no special care.
 
-The kernel inception distance is the squared maximum mean discrepancy of the two sets of features. With d
-features an image, and k(x, y) = (x'y / d + 1)^3,
+The kernel inception distance compares all pairs of images. With d features and k(x, y) = (x'y / d + 1)^3,
 
     KID = E[k(x, x')] + E[k(y, y')] - 2 E[k(x, y)]
 
-where x and x' are two different images of one set, y and y' of the other.
+where x and x' are two images of one set, y and y' of the other. The Inception Score needs one set only: exp
+E[KL(p(y|x) || p(y))], from 1 (all predictions alike) to the number of classes (all sure, and equally often).
 
-The Inception Score needs one set alone: exp E[KL(p(y|x) || p(y))], from 1 (all predictions alike) to the
-number of classes (each image surely of one, and all classes equally often).
-
-How they mislead. (1) FID falls with the number of images, also between two sets of real ones: m and S are
-estimates. Compare figures of equal numbers only; the KID has no such bias. (2) Resizing and compression
-change features: compare what went through the same steps. (3) Figures from other weights, or other
-features, are other figures. What is called FID here comes from one network alone, the Inception of the
-FID's authors with the weights that the pytorch-fid project has released; anything else gets another name.
-(4) Digits are no photographs. For MNIST and Fashion-MNIST, --features classifier trains a small network on
-the labelled training set, and takes the Frechet distance of its last hidden layer; and it tells what only a
-classifier can: which of the ten classes are there, and how sure it is.
-
-Measured with --features classifier: MNIST's training images are 60.6 from its test images if 500 of each
-are taken (--num-images), 29.5 with 1,000, 14.8 with 2,000, 7.2 with 5,000 and 4.8 with 10,000, though both
-are real. Fashion-MNIST's test images are 1.6 from 10,000 training images; made 64x64 and read back, 173.
-With random Inception weights, --precision bf16 changed a distance of 300 from 300 colour pictures by 1.0%.
+How they mislead. (1) The FID falls with the number of images, even between two sets of real ones, because m
+and S are estimates: MNIST's training images are 60.6 from its test images when 500 of each are taken, and 4.8
+with 10,000. Compare figures of equal numbers only; the KID has no such bias. (2) Resizing, compression and
+rounding change features: compare what went through the same steps. (3) Other weights, other features or bf16
+give other figures. FID is here the name of one figure alone: both sides through the network of the FID's
+authors, with the weights that pytorch-fid released, in fp32. (4) Digits are not photographs. For MNIST and
+Fashion-MNIST, --features classifier trains a small network on the labelled training set and takes the
+distance of its last hidden layer. It also reports which of the ten classes are there, and how sure it is. (5)
+A small distance does not mean diversity: look at the samples, too.
 
 Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, arXiv 1801.01401 (KID);
 Salimans et al. 2016, arXiv 1606.03498, section 4 (IS). Departures from pytorch-fid: transparent images lie on
@@ -70,7 +63,7 @@ from torchvision import datasets
 from torchvision.models import inception
 from tqdm import tqdm
 
-# ---- Networks ----------------------------------------------------------------------------------------------
+# %% Networks
 
 
 def average_pool(x):
@@ -195,7 +188,7 @@ class Classifier(nn.Module):
         return features.float(), self.fc(features).float()
 
 
-# ---- Metrics -----------------------------------------------------------------------------------------------
+# %% Metrics
 
 
 class Moments:
@@ -305,7 +298,7 @@ def class_report(logits, labels=None):
     }
 
 
-# ---- Plumbing ----------------------------------------------------------------------------------------------
+# %% Plumbing
 
 SCRIPT = Path(__file__).stem
 IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
@@ -366,7 +359,7 @@ def open_images(path, args):
             fail(f"{path}: no such part of a data set; give {name}:train or {name}:test")
         images, labels = images_and_labels(name, args.data_dir, split != "test")
     elif not Path(path).is_dir():
-        fail(f"{path}: no folder and no .npz file; give one, or a data set ({', '.join(DATASETS)})")
+        fail(f"{path}: neither a folder nor a .npz file; give one, or a data set ({', '.join(DATASETS)})")
     else:
         images = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
         parents = [file.relative_to(path).parts[0] for file in images]
@@ -382,7 +375,7 @@ def to_rgb(image):
     """A picture of any mode in RGB: upright as EXIF says, 16 bits made 8, transparent parts white."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits of grey
-        image = image.point(lambda value: value / 257).convert("L")
+        image = image.point(lambda value: value / 257 + 0.5).convert("L")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -464,11 +457,15 @@ def measure(path, images, labels, network, weights, args, device):
         few = f"{len(images)} images are fewer than the {network.size} features"
         warn(f"{path}: {few}: the estimate of the Frechet distance is far too large")
     features, logits = (torch.cat(rows).cpu() if rows else None for rows in (features, logits))
+    weights = f"{weights} in bf16" if args.precision == "bf16" else weights
     return Measured(path, mu, sigma, weights, len(images), labels, features, logits)
 
 
 def load_stats(path):
-    """What `save_stats` or pytorch-fid has written; its number of images is not known."""
+    """What `save_stats` or pytorch-fid has written; its number of images is not known.
+
+    Files of pytorch-fid do not say what weights they come from, and figures from them are not called FID.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             mu, sigma = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
@@ -629,7 +626,7 @@ def parse_args(argv):
     return args
 
 
-# ---- Main --------------------------------------------------------------------------------------------------
+# %% Main
 
 
 def compare(first, second, args):
@@ -640,7 +637,7 @@ def compare(first, second, args):
     known = {stats.weights for stats in (first, second)} - {None}
     if len(known) > 1:
         fail(f"{first.path} and {second.path} come from different weights ({', '.join(sorted(known))})")
-    is_fid = len(first.mu) == FIDInception.size and known <= {RELEASED}
+    is_fid = first.weights == second.weights == RELEASED and len(first.mu) == FIDInception.size
     result = {}
     if "fid" in args.metrics:
         distance = frechet_distance(first.mu, first.sigma, second.mu, second.sigma)
@@ -656,7 +653,8 @@ def compare(first, second, args):
         result |= {name: [report.get(name) for report in reports] for name in names}
     result |= {"paths": [first.path, second.path], "images": [first.count, second.count]}
     features = args.features if args.features == "inception" else f"{args.dataset} classifier"
-    return result | {"features": features, "weights": min(known, default=None), "is_fid": is_fid}
+    weights = first.weights if first.weights == second.weights else None
+    return result | {"features": features, "weights": weights, "is_fid": is_fid}
 
 
 def show(result):
@@ -677,13 +675,14 @@ def show(result):
                 line += f", class accuracy {result['class_accuracy'][i]:.3f}"
             print(line)
     if not result["is_fid"]:
-        origin = f"{result['features']} features (weights {result['weights']})"
-        print(f"on {origin}: not the FID Inception's, and not to be compared with figures from these")
+        origin = f"{result['features']} features (weights {result['weights'] or 'of unknown origin'})"
+        print(f"on {origin}: not known to be the FID Inception's, so do not compare it with an FID")
 
 
 def main(argv=None):
     args = parse_args(argv)
     device = pick_device(args.device)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in convolutions, too
     # All paths before the network, which may take minutes to train or to fetch.
     sets = [load_stats(path) if path.endswith(".npz") else open_images(path, args) for path in args.paths]
     if not all(isinstance(found, Measured) for found in sets):
