@@ -112,7 +112,7 @@ def ours(name, device, precision, channels_last=True):
             given["classes"] = classes[index]
         if "z" in names:
             given["z"] = torch.randn(count, player.args.latent_dim, device=device)
-        return given | {"minimax": False, "noise": 0.0} | vars(player.args)
+        return given | {"minimax": False, "noise_std": 0.0} | vars(player.args)
 
     def step():
         given = batch()

@@ -15,16 +15,16 @@ labelled 7 is as surely a fake as a blot is. To fool D, G has to draw what it is
 the game of dcgan_mnist.py: the best D answers r p / (p + q), where p and q are the densities of real and
 generated images of that class.
 
-What is new against dcgan_mnist.py: in G, ten learned numbers for the class stand beside z. In D, a learned
+What is new against dcgan_mnist.py: in G, ten learned numbers for the class are appended to z. In D, a learned
 picture for the class is a second channel beside the image. Both are embeddings, tables with one row for each
 class. The fakes are made for the classes of the real batch. --mlp takes a minimal generator, with one hidden
 layer.
 
 What to watch: the grid of samples, with a row for each class and a column for each noise vector. After one
 epoch some rows could not be told apart, 4 and 9 for example; after ten, every row was its digit. What a
-column has in common, slant and stroke width, is the style that z controls in every class. The losses hardly
-move and tell none of this. The classifier of fid.py can count: after ten epochs it took 99.4% of the samples
-for the class that was asked for. But accuracy is not quality. One run with --mlp reached 1.000 while all
+column has in common, slant and stroke width, is the style that z controls in every class. The losses tell
+none of this. The classifier of fid.py does: after ten epochs it recognised the class asked for in 99.4% of
+the samples, as in real images. But accuracy is not quality. One run with --mlp reached 1.000 while all
 samples of a class looked alike, a mode collapse inside each class.
 
 `--generate N` writes one folder for each class, as torchvision's ImageFolder reads them; `--label 7` writes
@@ -60,7 +60,7 @@ from tqdm import tqdm
 
 
 def add_flags(add):
-    """The flags of this script: first those of its idea, then those that every script has."""
+    """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--label", choices=[*"0123456789"], help="the class that --generate makes; None: all in turn")
     add("--mlp", action="store_true", help="a minimal generator, with one hidden layer")
     add("--real-label", type=float, default=0.9, help="D's target for real images, at most 1")
@@ -73,8 +73,8 @@ def add_flags(add):
     add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
     add("--data-dir", default="data", help="where the data set is, or torchvision downloads it to")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
-    low = "bf16 is faster only where the processor computes in it: benchmark.py tells"
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help=low)
+    bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
     add("--seed", type=int, default=42, help="all randomness follows from it")
     add("--out-dir", help="a new folder for the run; None: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
@@ -93,7 +93,7 @@ class Generator(nn.Module):
     def __init__(self, latent_dim=100, mlp=False):
         super().__init__()
         self.latent_dim = latent_dim
-        self.embedding = nn.Embedding(CLASSES, CLASSES)
+        self.embedding = nn.Embedding(CLASSES, CLASSES)  # (N,) to (N, 10)
         if mlp:
             self.layers = nn.Sequential(
                 nn.Linear(latent_dim + CLASSES, 512),  # (N, 512)
@@ -125,7 +125,7 @@ class Discriminator(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embedding = nn.Embedding(CLASSES, 28 * 28)
+        self.embedding = nn.Embedding(CLASSES, 28 * 28)  # (N,) to (N, 784)
         self.layers = nn.Sequential(
             nn.Conv2d(2, 64, 4, stride=2, padding=1),  # (N, 64, 14, 14)
             nn.LeakyReLU(0.2),
@@ -185,7 +185,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes
     d_loss.backward()
     optimizer_d.step()
 
-    # The generator learns to fool the discriminator as it now is. The fakes are the same: their graph stands.
+    # The generator learns to fool the updated discriminator, frozen here. The fakes still have their graph.
     discriminator.requires_grad_(False)
     g_loss = generator_loss(discriminator(fake, classes))
     optimizer_g.zero_grad()
@@ -236,10 +236,10 @@ def train(args):
     optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.5, 0.999), fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.lr_d, betas=(0.5, 0.999), fused=True)
     parts = {"generator": generator, "discriminator": discriminator}
-    parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
+    parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}  # the order of train_step's arguments
 
     # The pictures have a row for each class, and show the same noise in all rows: ten vectors, and a walk. On
-    # it, cos(a) z1 + sin(a) z2 is as normal as z1 and z2 are; a straight line would pass too close to 0.
+    # it, cos(a) z1 + sin(a) z2 is from N(0, I) again; a straight line would pass too close to 0.
     reseed(args.seed, "samples")
     fixed_z = torch.randn(10, args.latent_dim).to(args.device)
     angle = torch.linspace(0, math.pi / 2, 10, device=args.device)[:, None]
@@ -256,19 +256,19 @@ def train(args):
     print(f"{len(images):,} images, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
     while True:
         epoch, done = divmod(step, steps_per_epoch)
-        if step and (done == 0 or step >= last_step):  # an epoch has ended, now or before the run was stopped
+        if step and (done == 0 or step >= last_step):  # an epoch is complete, or was before --resume
             number = math.ceil(step / steps_per_epoch)
             grid, walk = (make_grid(sample(generator, z, rows), 10) for z in (fixed_z, walk_z))
             to_pil_image(grid[:1]).save(folder / "samples" / f"epoch_{number:04d}.png")
-            to_pil_image(walk[:1]).save(folder / "interpolation.png")
-            if number % max(1, number // 20) == 0 or step >= last_step:  # it takes a second: ever more rarely
+            to_pil_image(walk[:1]).save(folder / "interpolation.png")  # make_grid has made grey RGB
+            if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
                 write_report(folder, history, steps_per_epoch)
         if step >= last_step:
             break
 
         reseed(args.seed, "order", epoch)
         batches = torch.randperm(len(images)).to(args.device).split(size)
-        batches = batches[done : min(steps_per_epoch, done + last_step - step)]
+        batches = batches[done : min(steps_per_epoch, done + last_step - step)]  # those still to do
         history = torch.cat([history, history.new_zeros(len(batches), len(METRICS))])
         name = f"epoch {epoch + 1}/{args.epochs}"
         bar = tqdm(batches, name, steps_per_epoch, leave=False, initial=done, unit=" images", unit_scale=size)
@@ -318,14 +318,14 @@ class fp32:
 
 
 def place(network, args, layout=torch.channels_last):
-    """Move a network to its device, in a memory layout, and run it in --precision; what leaves it is fp32."""
-    layers, kind = network.forward, torch.device(args.device).type
+    """Move a network to its device and layout; its forward pass runs in --precision and returns fp32."""
+    kind = torch.device(args.device).type
 
-    def forward(*inputs):
+    def forward(self, *inputs):
         with torch.autocast(kind, torch.bfloat16, enabled=args.precision == "bf16" and not fp32.active):
-            return layers(*inputs).float()
+            return type(self).forward(self, *inputs).float()
 
-    network.forward = forward
+    network.forward = forward.__get__(network)  # a bound method, so that a copy runs its own layers
     return network.to(args.device, memory_format=layout)
 
 
@@ -368,11 +368,11 @@ def save(folder, args, history, parts):
     """Write the checkpoint beside the old one and move it into place. Returns the time on the clock."""
     states = {name: part.state_dict() for name, part in parts.items()}
     networks = [states[name] for name, part in parts.items() if isinstance(part, nn.Module)]
-    weights = [tensor.isfinite().all() for state in networks for tensor in state.values()]
-    finite = [*history.isfinite().all(1).tolist(), torch.stack(weights).all().item()]
+    finite = history.isfinite().all(1).tolist()
+    finite += [tensor.isfinite().all().item() for state in networks for tensor in state.values()]
     if not all(finite):
         step = min(finite.index(False) + 1, len(history))
-        fail(f"step {step}: a loss is not finite; lower --lr-g or --lr-d (the last checkpoint is good)", 1)
+        fail(f"step {step}: a number is not finite; lower --lr-g or --lr-d (the checkpoint is good)", 1)
     states |= {"script": SCRIPT, "settings": vars(args), "step": len(history), "history": history.clone()}
     torch.save(states, folder / "checkpoint.tmp")
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")  # so there is never half of one
@@ -410,32 +410,32 @@ def parse_args(argv):
     parser.description, parser.error = __doc__.split("\n")[0], fail
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
-    if (args.generate is None) != (args.checkpoint is None) or (args.generate and args.resume):
+    path = args.checkpoint if args.resume is None else args.resume
+    if (args.generate is None) != (args.checkpoint is None) or (args.checkpoint and args.resume):
         fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
-    if path := args.resume or args.checkpoint:
-        settings = load_checkpoint(path)["settings"]
-        asked = "device", "out_dir", "resume", "generate", "checkpoint"
-        settings |= {name: vars(args)[name] for name in asked}
-        if args.resume:
-            settings["out_dir"] = str(Path(path).parent)
-        parser.set_defaults(**settings)
-        args = parser.parse_args(argv)  # now the checkpoint speaks where the command line is silent
-        free = {"epochs", "max_steps"} if args.resume else {"seed"}
-        for name, value in settings.items():
+    if path is not None:
+        settings, free = load_checkpoint(path)["settings"], {"epochs", "max_steps", "device"}
+        asked = {"resume": path, "out_dir": str(Path(path).parent)}
+        if args.generate is not None:
+            names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}
+            asked = {name: vars(args)[name] for name in names}
+        parser.set_defaults(**settings | asked)
+        args = parser.parse_args(argv)  # flags that are not given now come from the checkpoint
+        for name, value in (settings | asked).items():
             if value is not None and name not in free and vars(args)[name] != value:
-                flag = "--" + name.replace("_", "-")
-                fail(f"{flag}: {path} was made with {value}, not {vars(args)[name]}; leave {flag} out")
+                fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
     for name, value in vars(args).items():
-        free = name == "seed" or value == parser.get_default(name)
-        if type(value) in (int, float) and not free and not 0 < value < math.inf:
+        fine = name == "seed" or name != "generate" and value == parser.get_default(name)
+        if type(value) in (int, float) and not fine and not 0 < value < math.inf:
             fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
-    if args.device in ("auto", "cuda") and torch.cuda.is_available():
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's number of this process
-    elif args.device == "auto":
-        args.device = "mps" if torch.backends.mps.is_available() else "cpu"
+    if args.device == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        args.device = str(found)  # cuda or mps, for example
+    if args.device.startswith("cuda") and "LOCAL_RANK" in os.environ:
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"  # the one that torchrun has given this process
     try:
         torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         fail(f"--device: {args.device!r} is unknown or not on this machine; give cpu, or leave it out")
     return args
 
@@ -449,11 +449,11 @@ def generate(args):
     load_checkpoint(args.checkpoint, generator=generator)
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     wanted = range(CLASSES) if args.label is None else [int(args.label)]
-    for name in wanted:
+    for name in wanted[: args.generate]:  # ImageFolder wants no empty ones
         (folder / str(name)).mkdir()
     reseed(args.seed, "generate")
     for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        z = torch.randn(256, args.latent_dim).to(args.device)  # always as many: no image depends on N
+        z = torch.randn(256, args.latent_dim).to(args.device)  # 256, so that no image depends on N
         classes = torch.tensor([wanted[number % len(wanted)] for number in range(start, start + 256)])
         images = sample(generator, z, classes.to(args.device))[: args.generate - start]
         for number, (name, image) in enumerate(zip(classes.tolist(), images), start):
@@ -463,16 +463,16 @@ def generate(args):
 
 def main(argv=None):
     args = parse_args(argv)
-    torch.backends.cudnn.deterministic = True  # to go on bit for bit
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in convolutions, too
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it, too, raises KeyboardInterrupt
+    torch.backends.cudnn.deterministic = True  # --resume is to be exact
+    torch.backends.cudnn.allow_tf32 = False  # TF32 would round fp32 in convolutions
+    old_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
     try:
         (generate if args.generate else train)(args)
     except KeyboardInterrupt:
-        checkpoint = Path(args.out_dir or "", "checkpoint.pt")
-        fail(f"stopped; go on with --resume {checkpoint}" if checkpoint.is_file() else "stopped", 130)
+        saved = args.out_dir and Path(args.out_dir, "checkpoint.pt").is_file()
+        fail(f"stopped; go on with --resume {args.out_dir}/checkpoint.pt" if saved else "stopped", 130)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, old_handler)
 
 
 if __name__ == "__main__":

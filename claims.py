@@ -591,7 +591,7 @@ def train_all(claims, home, samples, device, workers):
         fid.load_classifier(dataset, "data", torch.device(device))  # before many ask for it at once
     jobs = [(setting, seed, home, samples, device) for (seed, _), setting in furthest.items()]
     jobs, rows = sorted(jobs, key=lambda job: job[1]), {}
-    # In a worker, only a run under way heeds Ctrl-C; main tells the others.
+    # Workers ignore Ctrl-C, which a terminal sends to all: main ends them.
     spawn, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
     with spawn.Pool(workers, signal.signal, ignore) if workers > 1 else contextlib.nullcontext() as pool:
         results = pool.imap_unordered(work, jobs) if pool else map(work, jobs)

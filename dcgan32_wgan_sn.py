@@ -1,28 +1,28 @@
-"""DCGAN for 32x32 images with the Wasserstein loss, its critic bounded by spectral normalisation.
+"""DCGAN for 32x32 images with the Wasserstein loss, and spectral normalisation of its critic.
 
     python dcgan32_wgan_sn.py                       # 20,000 steps of Fashion-MNIST
     python dcgan32_wgan_sn.py --epochs 5 --device cuda
     python dcgan32_wgan_sn.py --dataset cifar10     # the same networks in colour
 
-A critic must not be too steep. wgan_gp.py asks for that with a penalty, which needs a gradient of a gradient
-in every step. Could the bound be built into the layers instead? A convolution is a linear map, and stretches
-by its largest singular value at most. Spectral normalisation divides each weight, written as a matrix
-(outputs, inputs x 25), by that value, which one step of power iteration at each use keeps up to date.
-LeakyReLU stretches by 1 at most, so a product over the layers bounds the slope of C. The bound is not 1,
-though, because the matrix is not the whole convolution: at stride 2 a pixel lies under up to nine of the 5x5
-windows, and a layer can still stretch by 3.
+A critic C must not be steep. wgan_gp.py asks for that with a penalty, which needs a gradient of a gradient in
+every step. Could the bound be built into the layers instead? A convolution is a linear map, and stretches by
+its largest singular value at most. Spectral normalisation divides each weight, written as a matrix (outputs,
+inputs x 25), by that value, which one step of power iteration at each use keeps up to date. LeakyReLU
+stretches by 1 at most, so a product over the layers bounds the slope of C. Not by 1, for the matrix is not
+the whole convolution: at stride 2 a pixel lies in up to nine 5x5 windows, which allows sqrt(9) = 3.
 
 With a bound, the loss of wgan_gp.py needs no penalty. C maximises and G minimises
 
     E[C(x)] - E[C(G(z))]
 
-Over all C whose slope is at most K, the maximum is K times the Wasserstein distance. With no bound C gains by
-multiplying its scores for ever (--no-spectral-norm).
+Over K-Lipschitz C (slope at most K), the maximum is K times the Wasserstein distance. With no bound C gains
+by just scaling its scores up (--no-spectral-norm).
 
 One layer spoils this: batch normalisation in C. It divides by a standard deviation, which undoes the bound,
 and it normalises real and fake batches apart, so that their scores come from two different functions, and the
-difference is not a distance. It is there because the samples are far better: after 20,000 steps their
-distance to the test set (fid.py) was 34 with it, and 102 without (--critic-norm none).
+difference is not a distance. We keep it because the samples are far better: after 20,000 steps, in one seed,
+their distance (fid.py, classifier) was 34 with it, and 102 without (--critic-norm none). Beside it, spectral
+normalisation no longer helped (RESULTS.md).
 
 What is new against dcgan_mnist.py: this loss; one step of C, then one of G on fresh noise; z from the cube
 U(-1, 1)^100, where straight walks stay inside; one more upsampling; batches of 32; other learning rates.
@@ -61,7 +61,7 @@ from tqdm import tqdm
 
 
 def add_flags(add):
-    """The flags of this script: first those of its idea, then those that every script has."""
+    """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--critic-norm", choices=["batch", "none"], default="batch", help="batch normalisation in the critic")
     add("--no-spectral-norm", action="store_true", help="leave the critic's slope unbounded")
     add("--epochs", type=int, default=11, help="passes over the training set")
@@ -74,8 +74,8 @@ def add_flags(add):
     add("--dataset", choices=choices, default="fashion_mnist", help="what to train on")
     add("--data-dir", default="data", help="where the data set is, or torchvision downloads it to")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
-    low = "bf16 is faster only where the processor computes in it: benchmark.py tells"
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help=low)
+    bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
     add("--seed", type=int, default=42, help="all randomness follows from it")
     add("--out-dir", help="a new folder for the run; None: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
@@ -116,15 +116,15 @@ class Critic(nn.Module):
 
     def __init__(self, channels=1, norm="batch", spectral=True):
         super().__init__()
-        plain = norm == "none"
-        normalise = nn.Identity if plain else nn.BatchNorm2d
+        bias = norm == "none"  # which batch normalisation would cancel
+        normalise = nn.Identity if bias else nn.BatchNorm2d
         self.layers = nn.Sequential(
             nn.Conv2d(channels, 64, 5, stride=2, padding=2),  # (N, 64, 16, 16)
             nn.LeakyReLU(0.2),
-            nn.Conv2d(64, 128, 5, stride=2, padding=2, bias=plain),  # (N, 128, 8, 8)
+            nn.Conv2d(64, 128, 5, stride=2, padding=2, bias=bias),  # (N, 128, 8, 8)
             normalise(128),
             nn.LeakyReLU(0.2),
-            nn.Conv2d(128, 256, 5, stride=2, padding=2, bias=plain),  # (N, 256, 4, 4)
+            nn.Conv2d(128, 256, 5, stride=2, padding=2, bias=bias),  # (N, 256, 4, 4)
             normalise(256),
             nn.LeakyReLU(0.2),
             nn.Conv2d(256, 1, 5, stride=2, padding=1, bias=False),  # (N, 1, 1, 1); a bias would cancel out
@@ -133,7 +133,7 @@ class Critic(nn.Module):
         for layer in self.layers:
             if spectral and isinstance(layer, nn.Conv2d):
                 spectral_norm(layer)  # divides the weight by its largest singular value, found in fp32
-                power = layer.parametrizations.weight[0]
+                power = layer.parametrizations.weight[0]  # does the power iteration; autocast would round it
                 power.forward = torch.autocast("cuda", enabled=False)(power.forward)
 
     def forward(self, images):
@@ -191,9 +191,9 @@ def train_step(generator, critic, optimizer_g, optimizer_c, real):
     return {
         "c_real": real_scores.detach().mean(),
         "c_fake": fake_scores.detach().mean(),
-        # How steep the critic is: the length of the gradient of all scores at a fake.
+        # Length of the gradient of the sum of scores at a fake; g_loss is their mean, so times N.
         "slope": len(fake) * fake.grad.flatten(1).norm(dim=1).mean(),
-        # The root mean square distance between two fakes, over that between two real images.
+        # Root mean square distance of two fakes, over that of two real images: 0 if all fakes are alike.
         "diversity": (fake.detach().var(0, correction=0).mean() / real.var(0, correction=0).mean()).sqrt(),
     }
 
@@ -243,9 +243,9 @@ def train(args):
     optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.5, 0.999), fused=True)
     optimizer_c = torch.optim.Adam(critic.parameters(), args.lr_d, betas=(0.5, 0.999), fused=True)
     parts = {"generator": generator, "critic": critic}
-    parts |= {"optimizer_g": optimizer_g, "optimizer_c": optimizer_c}
+    parts |= {"optimizer_g": optimizer_g, "optimizer_c": optimizer_c}  # the order of train_step's arguments
 
-    # The pictures show the same noise each time: 64 vectors, and straight walks from one to the next.
+    # The pictures show the same noise each time: 64 vectors, and eight straight walks.
     reseed(args.seed, "samples")
     fixed_z = uniform(64, args.latent_dim).to(args.device)
     weight = torch.linspace(0, 1, 10, device=args.device)[:, None]
@@ -260,19 +260,19 @@ def train(args):
     print(f"{len(images):,} images, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
     while True:
         epoch, done = divmod(step, steps_per_epoch)
-        if step and (done == 0 or step >= last_step):  # an epoch has ended, now or before the run was stopped
+        if step and (done == 0 or step >= last_step):  # an epoch is complete, or was before --resume
             number = math.ceil(step / steps_per_epoch)
             grid, walk = make_grid(sample(generator, fixed_z), 8), make_grid(sample(generator, walk_z), 10)
             to_pil_image(grid[:channels]).save(folder / "samples" / f"epoch_{number:04d}.png")
             to_pil_image(walk[:channels]).save(folder / "interpolation.png")
-            if number % max(1, number // 20) == 0 or step >= last_step:  # it takes a second: ever more rarely
+            if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
                 write_report(folder, history, steps_per_epoch)
         if step >= last_step:
             break
 
         reseed(args.seed, "order", epoch)
         batches = torch.randperm(len(images)).to(args.device).split(size)
-        batches = batches[done : min(steps_per_epoch, done + last_step - step)]
+        batches = batches[done : min(steps_per_epoch, done + last_step - step)]  # those still to do
         history = torch.cat([history, history.new_zeros(len(batches), len(METRICS))])
         name = f"epoch {epoch + 1}/{args.epochs}"
         bar = tqdm(batches, name, steps_per_epoch, leave=False, initial=done, unit=" images", unit_scale=size)
@@ -324,14 +324,14 @@ class fp32:
 
 
 def place(network, args, layout=torch.channels_last):
-    """Move a network to its device, in a memory layout, and run it in --precision; what leaves it is fp32."""
-    layers, kind = network.forward, torch.device(args.device).type
+    """Move a network to its device and layout; its forward pass runs in --precision and returns fp32."""
+    kind = torch.device(args.device).type
 
-    def forward(*inputs):
+    def forward(self, *inputs):
         with torch.autocast(kind, torch.bfloat16, enabled=args.precision == "bf16" and not fp32.active):
-            return layers(*inputs).float()
+            return type(self).forward(self, *inputs).float()
 
-    network.forward = forward
+    network.forward = forward.__get__(network)  # a bound method, so that a copy runs its own layers
     return network.to(args.device, memory_format=layout)
 
 
@@ -374,11 +374,11 @@ def save(folder, args, history, parts):
     """Write the checkpoint beside the old one and move it into place. Returns the time on the clock."""
     states = {name: part.state_dict() for name, part in parts.items()}
     networks = [states[name] for name, part in parts.items() if isinstance(part, nn.Module)]
-    weights = [tensor.isfinite().all() for state in networks for tensor in state.values()]
-    finite = [*history.isfinite().all(1).tolist(), torch.stack(weights).all().item()]
+    finite = history.isfinite().all(1).tolist()
+    finite += [tensor.isfinite().all().item() for state in networks for tensor in state.values()]
     if not all(finite):
         step = min(finite.index(False) + 1, len(history))
-        fail(f"step {step}: a loss is not finite; lower --lr-g or --lr-d (the last checkpoint is good)", 1)
+        fail(f"step {step}: a number is not finite; lower --lr-g or --lr-d (the checkpoint is good)", 1)
     states |= {"script": SCRIPT, "settings": vars(args), "step": len(history), "history": history.clone()}
     torch.save(states, folder / "checkpoint.tmp")
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")  # so there is never half of one
@@ -416,32 +416,32 @@ def parse_args(argv):
     parser.description, parser.error = __doc__.split("\n")[0], fail
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
-    if (args.generate is None) != (args.checkpoint is None) or (args.generate and args.resume):
+    path = args.checkpoint if args.resume is None else args.resume
+    if (args.generate is None) != (args.checkpoint is None) or (args.checkpoint and args.resume):
         fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
-    if path := args.resume or args.checkpoint:
-        settings = load_checkpoint(path)["settings"]
-        asked = "device", "out_dir", "resume", "generate", "checkpoint"
-        settings |= {name: vars(args)[name] for name in asked}
-        if args.resume:
-            settings["out_dir"] = str(Path(path).parent)
-        parser.set_defaults(**settings)
-        args = parser.parse_args(argv)  # now the checkpoint speaks where the command line is silent
-        free = {"epochs", "max_steps"} if args.resume else {"seed"}
-        for name, value in settings.items():
+    if path is not None:
+        settings, free = load_checkpoint(path)["settings"], {"epochs", "max_steps", "device"}
+        asked = {"resume": path, "out_dir": str(Path(path).parent)}
+        if args.generate is not None:
+            names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}
+            asked = {name: vars(args)[name] for name in names}
+        parser.set_defaults(**settings | asked)
+        args = parser.parse_args(argv)  # flags that are not given now come from the checkpoint
+        for name, value in (settings | asked).items():
             if value is not None and name not in free and vars(args)[name] != value:
-                flag = "--" + name.replace("_", "-")
-                fail(f"{flag}: {path} was made with {value}, not {vars(args)[name]}; leave {flag} out")
+                fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
     for name, value in vars(args).items():
-        free = name == "seed" or value == parser.get_default(name)
-        if type(value) in (int, float) and not free and not 0 < value < math.inf:
+        fine = name == "seed" or name != "generate" and value == parser.get_default(name)
+        if type(value) in (int, float) and not fine and not 0 < value < math.inf:
             fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
-    if args.device in ("auto", "cuda") and torch.cuda.is_available():
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's number of this process
-    elif args.device == "auto":
-        args.device = "mps" if torch.backends.mps.is_available() else "cpu"
+    if args.device == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        args.device = str(found)  # cuda or mps, for example
+    if args.device.startswith("cuda") and "LOCAL_RANK" in os.environ:
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"  # the one that torchrun has given this process
     try:
         torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         fail(f"--device: {args.device!r} is unknown or not on this machine; give cpu, or leave it out")
     return args
 
@@ -456,7 +456,7 @@ def generate(args):
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     reseed(args.seed, "generate")
     for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        z = uniform(256, args.latent_dim).to(args.device)  # always as many: no image depends on N
+        z = uniform(256, args.latent_dim).to(args.device)  # 256, so that no image depends on N
         for number, image in enumerate(sample(generator, z)[: args.generate - start], start):
             to_pil_image(image).save(folder / f"{number:05d}.png")
     print(f"{args.generate} images in {folder}")
@@ -464,16 +464,16 @@ def generate(args):
 
 def main(argv=None):
     args = parse_args(argv)
-    torch.backends.cudnn.deterministic = True  # to go on bit for bit
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in convolutions, too
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it, too, raises KeyboardInterrupt
+    torch.backends.cudnn.deterministic = True  # --resume is to be exact
+    torch.backends.cudnn.allow_tf32 = False  # TF32 would round fp32 in convolutions
+    old_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
     try:
         (generate if args.generate else train)(args)
     except KeyboardInterrupt:
-        checkpoint = Path(args.out_dir or "", "checkpoint.pt")
-        fail(f"stopped; go on with --resume {checkpoint}" if checkpoint.is_file() else "stopped", 130)
+        saved = args.out_dir and Path(args.out_dir, "checkpoint.pt").is_file()
+        fail(f"stopped; go on with --resume {args.out_dir}/checkpoint.pt" if saved else "stopped", 130)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, old_handler)
 
 
 if __name__ == "__main__":

@@ -10,20 +10,19 @@ channels, makes it 4x4, and doubles it four times; D is its mirror. The losses a
     L_D = -E[log D(x)] - E[log(1 - D(G(z)))]
     L_G = -E[log D(G(z))]
 
-What is new against dcgan_mnist.py: two more doublings, no fully connected layers, a plain 1 as D's target.
-The layers are named as in PyTorch's own DCGAN example, so that its weights (netG_epoch_*.pth) load here.
+What is new against dcgan_mnist.py: two more doublings, convolutions only, a plain 1 as D's target. The layers
+are named as in PyTorch's own DCGAN example, so load_state_dict takes its weights (netG_epoch_*.pth).
 
-Photographs cannot be decoded again in every epoch: there are 202,599 faces. They are decoded once, on all
-cores, cut to their middle square, and written as 64x64 pixels into one file of 2.5 GB. Later runs map this
-file into memory, and a batch is 128 rows of it.
+To decode 202,599 photographs in every epoch would take too long. They are decoded once, on all cores, cut to
+their middle square, and written as 64x64 pixels into one file of 2.5 GB. Later runs map it into memory.
 
 Many processes (torchrun) share each batch. Each takes its part of the same images and the same noise, and
 DistributedDataParallel averages the gradients. So K processes do what one does, except that batch
 normalisation sees only its own process's part.
 
-What to watch: be patient, and look at the samples. On 3,786 emoji, D won for 360 steps, and all samples were
-the same grey. Then D lost its lead, and colours and shapes came. On Fashion-MNIST the losses stayed where
-they were from the second epoch on, while the samples went on changing.
+What to watch: the samples, and patiently. On 3,786 emoji, D won for 360 steps, and all samples were the same
+grey; then D lost its lead, and colours and shapes came. On Fashion-MNIST the distance to the test set was
+best after four epochs. Then D pulled ahead, and the samples lost variety. (One run each; RESULTS.md.)
 
 Paper: Radford et al. 2015, arXiv 1511.06434. Departures, all as in PyTorch's example: kernels of 4 (the
 paper: 5), half the channels, z normal and not uniform, the fakes of D's step used again in G's.
@@ -61,7 +60,7 @@ from tqdm import tqdm
 
 
 def add_flags(add):
-    """The flags of this script: first those of its idea, then those that every script has."""
+    """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--tensorboard", action="store_true", help="also write TensorBoard events")
     add("--epochs", type=int, default=5, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
@@ -73,8 +72,8 @@ def add_flags(add):
     add("--dataset", choices=choices, default="celeba", help="what to train on")
     add("--data-dir", default="data", help="where the data set, or the folder of images, is")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
-    low = "bf16 is faster only where the processor computes in it: benchmark.py tells"
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help=low)
+    bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
     add("--seed", type=int, default=42, help="all randomness follows from it")
     add("--out-dir", help="a new folder for the run; None: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
@@ -180,8 +179,8 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, z):
     d_loss.backward()
     optimizer_d.step()
 
-    # The generator learns to fool the discriminator as it now is. The fakes are the same: their graph stands.
-    # DistributedDataParallel would wait for gradients of the discriminator: it is called without.
+    # The generator learns to fool the updated discriminator, frozen here. The fakes still have their graph.
+    # DistributedDataParallel would wait for the discriminator's gradients: call the bare network inside it.
     discriminator.requires_grad_(False)
     g_loss = generator_loss(getattr(discriminator, "module", discriminator)(fake))
     optimizer_g.zero_grad()
@@ -264,9 +263,9 @@ def map_folder(folder):
         fail(f"--data-dir: {folder} is not a folder; give one with images")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    key = stats, inspect.getsource(to_rgb), inspect.getsource(decode)
-    place, content = (hashlib.sha256(repr(x).encode()).hexdigest()[:12] for x in (folder.resolve(), key))
-    cache = CACHE / f"{place}-{content}.uint8"
+    key = stats, inspect.getsource(to_rgb), inspect.getsource(decode), Image.__version__
+    where, content = (hashlib.sha256(repr(x).encode()).hexdigest()[:12] for x in (folder.resolve(), key))
+    cache = CACHE / f"{where}-{content}.uint8"
     if not cache.is_file():
         CACHE.mkdir(parents=True, exist_ok=True)
         bad, partial = [], cache.with_suffix(f".{os.getpid()}")
@@ -281,8 +280,8 @@ def map_folder(folder):
                 print(f"{len(bad)} of {len(files)} files cannot be read: {', '.join(bad[:5])}", flush=True)
             if len(bad) == len(files):
                 fail(f"--data-dir: no image to read in {folder}; give a folder with {', '.join(SUFFIXES)}")
-            os.replace(partial, cache)
-            for stale in set(CACHE.glob(f"{place}-*")) - {cache}:
+            cache.is_file() or os.replace(partial, cache)  # another process may have been faster
+            for stale in set(CACHE.glob(f"{where}-*")) - {cache}:
                 stale.unlink()
         finally:
             partial.unlink(missing_ok=True)
@@ -318,7 +317,7 @@ def read_in_turn(args, rank, world):
 
 def share(network, world):
     """The network, its gradients averaged over all processes."""
-    # To exchange running means between the discriminator's two passes would break its backward pass.
+    # Exchanging running means between the discriminator's two passes would break its backward pass.
     return DistributedDataParallel(network, broadcast_buffers=False) if world > 1 else network
 
 
@@ -338,6 +337,7 @@ def open_run(args, step):
         from torch.utils.tensorboard import SummaryWriter
 
         writer = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+        atexit.register(writer.close)  # what is still in its queue is written then
     return folder, writer
 
 
@@ -358,8 +358,8 @@ def train(args):
     parts = {"generator": generator, "discriminator": discriminator}
     parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
 
-    # The pictures show the same noise each time: 64 vectors, and walks from one to the next. On these,
-    # cos(a) z1 + sin(a) z2 is as normal as z1 and z2 are; a straight line would pass too close to 0.
+    # The pictures show the same noise each time: 64 vectors, and eight walks, each from a z1 to a z2. There,
+    # cos(a) z1 + sin(a) z2 is from N(0, I) again; a straight line would pass too close to 0.
     reseed(args.seed, "samples")
     fixed_z = torch.randn(64, args.latent_dim).to(args.device)
     angle = torch.linspace(0, math.pi / 2, 10, device=args.device)[:, None]
@@ -373,12 +373,12 @@ def train(args):
     print(f"{len(images):,} images, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
     while True:
         epoch, done = divmod(step, steps_per_epoch)
-        if rank == 0 and step and (done == 0 or step >= last_step):  # an epoch ended, now or before a stop
+        if rank == 0 and step and (done == 0 or step >= last_step):  # complete now, or before --resume
             number = math.ceil(step / steps_per_epoch)
             grid, walk = make_grid(sample(generator, fixed_z), 8), make_grid(sample(generator, walk_z), 10)
             to_pil_image(grid[:channels]).save(folder / "samples" / f"epoch_{number:04d}.png")
             to_pil_image(walk[:channels]).save(folder / "interpolation.png")
-            if number % max(1, number // 20) == 0 or step >= last_step:  # it takes a second: ever more rarely
+            if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
                 write_report(folder, history, steps_per_epoch)
             if writer:
                 writer.add_image("samples", grid, step)
@@ -387,22 +387,22 @@ def train(args):
 
         reseed(args.seed, "order", epoch)
         batches = torch.randperm(len(images)).to(images.device).split(size)
-        batches = batches[done : min(steps_per_epoch, done + last_step - step)]
+        batches = batches[done : min(steps_per_epoch, done + last_step - step)]  # those still to do
         history = torch.cat([history, history.new_zeros(len(batches), len(METRICS))])
         name, shown = f"epoch {epoch + 1}/{args.epochs}", {"unit": " images", "unit_scale": size}
         bar = tqdm(batches, name, steps_per_epoch, leave=False, initial=done, disable=rank > 0, **shown)
         for index in bar:
             reseed(args.seed, "step", step)
             z = torch.randn(size, args.latent_dim, device=args.device).chunk(world)[rank]
-            real = images[index.chunk(world)[rank]].to(args.device).float().div_(127.5).sub_(1)
+            mine = images[index.chunk(world)[rank]].to(args.device, non_blocking=True)
+            real = mine.float().div_(127.5).sub_(1)
             history[step] = torch.stack([*train_step(*players, real, z).values()])
             if world > 1:
                 distributed.all_reduce(history[step].div_(world))
             step += 1
             if step % LOG_EVERY == 0:
-                bar.set_postfix_str(summary(history[step - LOG_EVERY : step]))
-            if step % LOG_EVERY == 0 and writer:
-                for metric, mean in zip(METRICS, history[step - LOG_EVERY : step].mean(0).tolist()):
+                bar.set_postfix_str(summary(rows := history[step - LOG_EVERY : step]))
+                for metric, mean in zip(METRICS, rows.mean(0).tolist()) if writer else ():
                     writer.add_scalar(metric, mean, step)
             if time.monotonic() > saved_at + SAVE_EVERY:
                 saved_at = save(folder, args, history[:step], parts)
@@ -442,14 +442,14 @@ class fp32:
 
 
 def place(network, args, layout=torch.channels_last):
-    """Move a network to its device, in a memory layout, and run it in --precision; what leaves it is fp32."""
-    layers, kind = network.forward, torch.device(args.device).type
+    """Move a network to its device and layout; its forward pass runs in --precision and returns fp32."""
+    kind = torch.device(args.device).type
 
-    def forward(*inputs):
+    def forward(self, *inputs):
         with torch.autocast(kind, torch.bfloat16, enabled=args.precision == "bf16" and not fp32.active):
-            return layers(*inputs).float()
+            return type(self).forward(self, *inputs).float()
 
-    network.forward = forward
+    network.forward = forward.__get__(network)  # a bound method, so that a copy runs its own layers
     return network.to(args.device, memory_format=layout)
 
 
@@ -492,11 +492,11 @@ def save(folder, args, history, parts):
     """Write the checkpoint beside the old one and move it into place. Returns the time on the clock."""
     states = {name: part.state_dict() for name, part in parts.items()}
     networks = [states[name] for name, part in parts.items() if isinstance(part, nn.Module)]
-    weights = [tensor.isfinite().all() for state in networks for tensor in state.values()]
-    finite = [*history.isfinite().all(1).tolist(), torch.stack(weights).all().item()]
+    finite = history.isfinite().all(1).tolist()
+    finite += [tensor.isfinite().all().item() for state in networks for tensor in state.values()]
     if not all(finite):
         step = min(finite.index(False) + 1, len(history))
-        fail(f"step {step}: a loss is not finite; lower --lr-g or --lr-d (the last checkpoint is good)", 1)
+        fail(f"step {step}: a number is not finite; lower --lr-g or --lr-d (the checkpoint is good)", 1)
     states |= {"script": SCRIPT, "settings": vars(args), "step": len(history), "history": history.clone()}
     torch.save(states, folder / "checkpoint.tmp")
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")  # so there is never half of one
@@ -534,32 +534,32 @@ def parse_args(argv):
     parser.description, parser.error = __doc__.split("\n")[0], fail
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
-    if (args.generate is None) != (args.checkpoint is None) or (args.generate and args.resume):
+    path = args.checkpoint if args.resume is None else args.resume
+    if (args.generate is None) != (args.checkpoint is None) or (args.checkpoint and args.resume):
         fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
-    if path := args.resume or args.checkpoint:
-        settings = load_checkpoint(path)["settings"]
-        asked = "device", "out_dir", "resume", "generate", "checkpoint"
-        settings |= {name: vars(args)[name] for name in asked}
-        if args.resume:
-            settings["out_dir"] = str(Path(path).parent)
-        parser.set_defaults(**settings)
-        args = parser.parse_args(argv)  # now the checkpoint speaks where the command line is silent
-        free = {"epochs", "max_steps"} if args.resume else {"seed"}
-        for name, value in settings.items():
+    if path is not None:
+        settings, free = load_checkpoint(path)["settings"], {"epochs", "max_steps", "device"}
+        asked = {"resume": path, "out_dir": str(Path(path).parent)}
+        if args.generate is not None:
+            names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}
+            asked = {name: vars(args)[name] for name in names}
+        parser.set_defaults(**settings | asked)
+        args = parser.parse_args(argv)  # flags that are not given now come from the checkpoint
+        for name, value in (settings | asked).items():
             if value is not None and name not in free and vars(args)[name] != value:
-                flag = "--" + name.replace("_", "-")
-                fail(f"{flag}: {path} was made with {value}, not {vars(args)[name]}; leave {flag} out")
+                fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
     for name, value in vars(args).items():
-        free = name == "seed" or value == parser.get_default(name)
-        if type(value) in (int, float) and not free and not 0 < value < math.inf:
+        fine = name == "seed" or name != "generate" and value == parser.get_default(name)
+        if type(value) in (int, float) and not fine and not 0 < value < math.inf:
             fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
-    if args.device in ("auto", "cuda") and torch.cuda.is_available():
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's number of this process
-    elif args.device == "auto":
-        args.device = "mps" if torch.backends.mps.is_available() else "cpu"
+    if args.device == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        args.device = str(found)  # cuda or mps, for example
+    if args.device.startswith("cuda") and "LOCAL_RANK" in os.environ:
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"  # the one that torchrun has given this process
     try:
         torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         fail(f"--device: {args.device!r} is unknown or not on this machine; give cpu, or leave it out")
     return args
 
@@ -574,7 +574,7 @@ def generate(args):
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     reseed(args.seed, "generate")
     for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        z = torch.randn(256, args.latent_dim).to(args.device)  # always as many: no image depends on N
+        z = torch.randn(256, args.latent_dim).to(args.device)  # 256, so that no image depends on N
         for number, image in enumerate(sample(generator, z)[: args.generate - start], start):
             to_pil_image(image).save(folder / f"{number:05d}.png")
     print(f"{args.generate} images in {folder}")
@@ -584,16 +584,16 @@ def main(argv=None):
     args = parse_args(argv)
     if args.tensorboard and importlib.util.find_spec("tensorboard") is None:
         fail("--tensorboard: TensorBoard is not installed; pip install tensorboard")
-    torch.backends.cudnn.deterministic = True  # to go on bit for bit
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in convolutions, too
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it, too, raises KeyboardInterrupt
+    torch.backends.cudnn.deterministic = True  # --resume is to be exact
+    torch.backends.cudnn.allow_tf32 = False  # TF32 would round fp32 in convolutions
+    old_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
     try:
         (generate if args.generate else train)(args)
     except KeyboardInterrupt:
-        checkpoint = Path(args.out_dir or "", "checkpoint.pt")
-        fail(f"stopped; go on with --resume {checkpoint}" if checkpoint.is_file() else "stopped", 130)
+        saved = args.out_dir and Path(args.out_dir, "checkpoint.pt").is_file()
+        fail(f"stopped; go on with --resume {args.out_dir}/checkpoint.pt" if saved else "stopped", 130)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, old_handler)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@
 
 Fully connected networks do not know that neighbouring pixels belong together. Convolutions do, but GANs made
 of them were hard to train: one player pulled ahead, the other stopped learning. DCGAN is the recipe that
-worked. Strided convolutions instead of pooling; no hidden fully connected layers; batch normalisation
-everywhere but at the generator's output and the discriminator's input; ReLU in one, LeakyReLU in the other;
-weights from N(0, 0.02); Adam with a learning rate of 2e-4 and beta1 = 0.5. The game is as in vanilla_gan.py:
+worked. Strided convolutions instead of pooling; fully connected layers only first in G and last in D; batch
+normalisation everywhere but at G's output and D's input; ReLU in G, LeakyReLU in D; weights from N(0, 0.02);
+Adam with a learning rate of 2e-4 and beta1 = 0.5. The losses are those of vanilla_gan.py, with a target r:
 
     L_D = -E[r log D(x) + (1 - r) log(1 - D(x))] - E[log(1 - D(G(z)))]        with r = 0.9
     L_G = -E[log D(G(z))]
@@ -19,12 +19,12 @@ densities of real and generated images, the best D is now r p / (p + q). If G we
 
 What to watch: the samples, because the losses do not tell how good they are. In the default run most were
 digits after 3 epochs, and then got sharper while L_G rose. `diagnose` looks for three classic failures. D
-wins: it is sure of every image, and G cannot improve (--lr-d 2e-3 --lr-g 1e-5). Oscillation: L_G spikes again
-and again (2e-3 for both). Mode collapse: G draws nearly the same for every z, and `diversity` falls.
+wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps spiking (try 2e-3 for both
+rates). Mode collapse: G draws nearly the same for any z, and `diversity` falls from 1 towards 0.
 
 Paper: Radford et al. 2015, arXiv 1511.06434. Departures: kernels of 4, not 5; z normal, not uniform; D's
 target is smoothed (Salimans et al. 2016, arXiv 1606.03498); G's step uses the fakes of D's step again.
-Instance noise, off by default: Arjovsky and Bottou 2017, arXiv 1701.04862.
+--instance-noise, on what D sees: Arjovsky and Bottou 2017, arXiv 1701.04862.
 """
 
 import argparse
@@ -52,7 +52,7 @@ from tqdm import tqdm
 
 
 def add_flags(add):
-    """The flags of this script: first those of its idea, then those that every script has."""
+    """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--real-label", type=float, default=0.9, help="D's target for real images, at most 1")
     add("--instance-noise", type=float, default=0.0, help="std of noise on D's input at first; it falls to 0")
     add("--noise-epochs", type=int, help="epochs that this takes; None: as many as --epochs says at first")
@@ -66,8 +66,8 @@ def add_flags(add):
     add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
     add("--data-dir", default="data", help="where the data set is, or torchvision downloads it to")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
-    low = "bf16 is faster only where the processor computes in it: benchmark.py tells"
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help=low)
+    bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
     add("--seed", type=int, default=42, help="all randomness follows from it")
     add("--out-dir", help="a new folder for the run; None: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
@@ -158,14 +158,14 @@ PANELS = {"loss": ("d_loss", "g_loss"), "probability": ("d_real", "d_fake"), "di
 METRICS = [name for names in PANELS.values() for name in names]
 
 
-def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_label, noise):
+def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_label, noise_std):
     """Update the discriminator, then the generator, on a batch `real` (N, 1, 28, 28) in [-1, 1].
 
-    What the discriminator sees has Gaussian noise of std `noise` on it. Returns the METRICS, detached.
+    What the discriminator sees has Gaussian noise of that std on it. Returns the METRICS, detached.
     """
 
     def judge(images):
-        return discriminator(images + noise * torch.randn_like(images) if noise > 0 else images)
+        return discriminator(images + noise_std * torch.randn_like(images) if noise_std > 0 else images)
 
     # The discriminator learns to tell real from fake. Detached, the fakes carry no gradient to the generator.
     fake = generator(torch.randn(len(real), generator.latent_dim, device=real.device))
@@ -175,7 +175,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_la
     d_loss.backward()
     optimizer_d.step()
 
-    # The generator learns to fool the discriminator as it now is. The fakes are the same: their graph stands.
+    # The generator learns to fool the updated discriminator, frozen here. The fakes still have their graph.
     discriminator.requires_grad_(False)
     g_loss = generator_loss(judge(fake))
     optimizer_g.zero_grad()
@@ -188,23 +188,23 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_la
         "g_loss": g_loss.detach(),
         "d_real": real_logits.detach().sigmoid().mean(),
         "d_fake": fake_logits.detach().sigmoid().mean(),
-        # The root mean square distance between two fakes, over that between two real images.
+        # Root mean square distance of two fakes, over that of two real images: 0 if all fakes are alike.
         "diversity": (fake.detach().var(0, correction=0).mean() / real.var(0, correction=0).mean()).sqrt(),
     }
 
 
 def diagnose(steps, real_label):
-    """Remarks on the health of an epoch, from its metrics (steps, 5); none when all seems well."""
-    d_real, d_fake = steps[:, 2].mean(), steps[:, 3].mean()
-    g_loss = steps[: len(steps) // 20 * 20, 1].view(-1, 20)
-    spikes = g_loss.amax(1) > 2 * g_loss.median(1).values  # one for every 20 steps
+    """A list of remarks on the health of an epoch, from its METRICS (steps, 5); none if all seems well."""
+    _, g_loss, d_real, d_fake, diversity = steps.T
+    groups = g_loss[: len(steps) // 20 * 20].view(-1, 20)
+    spikes = groups.amax(1) > 2 * groups.median(1).values  # one for every 20 steps
     remarks = []
-    if d_real > 0.9 * real_label and d_fake < 0.05:
+    if d_real.mean() > 0.9 * real_label and d_fake.mean() < 0.05:
         remarks.append("discriminator too strong, never fooled: try a higher --lr-g")
     if spikes.sum() >= 3 and spikes.float().mean() > 1 / 3:
         remarks.append("unstable, G's loss spikes again and again: try lower --lr-g and --lr-d")
-    if steps[-20:, 4].mean() < 0.5:
-        remarks.append("mode collapse, samples are too alike: try a higher --lr-g, or wgan_gp.py")
+    if diversity[-20:].mean() < 0.5:
+        remarks.append("mode collapse, samples are too alike")
     return remarks
 
 
@@ -233,7 +233,7 @@ def train(args):
         fail(f"--batch-size: {size} is not from 2 to {len(images)}, the number of images")
     steps_per_epoch = len(images) // size  # the last, short batch is dropped
     last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
-    args.noise_epochs = args.noise_epochs or args.epochs
+    args.noise_epochs = args.noise_epochs or args.epochs  # saved, so that a longer --resume changes nothing
 
     torch.manual_seed(args.seed)
     generator = place(Generator(args.latent_dim, args.refine).apply(init_weights), args)
@@ -241,10 +241,10 @@ def train(args):
     optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.5, 0.999), fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.lr_d, betas=(0.5, 0.999), fused=True)
     parts = {"generator": generator, "discriminator": discriminator}
-    parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
+    parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}  # the order of train_step's arguments
 
-    # The pictures show the same noise each time: 64 vectors, and walks from one to the next. On these,
-    # cos(a) z1 + sin(a) z2 is as normal as z1 and z2 are; a straight line would pass too close to 0.
+    # The pictures show the same noise each time: 64 vectors, and eight walks, each from a z1 to a z2. There,
+    # cos(a) z1 + sin(a) z2 is from N(0, I) again; a straight line would pass too close to 0.
     reseed(args.seed, "samples")
     fixed_z = torch.randn(64, args.latent_dim).to(args.device)
     angle = torch.linspace(0, math.pi / 2, 10, device=args.device)[:, None]
@@ -259,27 +259,27 @@ def train(args):
     print(f"{len(images):,} images, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
     while True:
         epoch, done = divmod(step, steps_per_epoch)
-        if step and (done == 0 or step >= last_step):  # an epoch has ended, now or before the run was stopped
+        if step and (done == 0 or step >= last_step):  # an epoch is complete, or was before --resume
             number = math.ceil(step / steps_per_epoch)
             grid, walk = make_grid(sample(generator, fixed_z), 8), make_grid(sample(generator, walk_z), 10)
             to_pil_image(grid[:1]).save(folder / "samples" / f"epoch_{number:04d}.png")
-            to_pil_image(walk[:1]).save(folder / "interpolation.png")
-            if number % max(1, number // 20) == 0 or step >= last_step:  # it takes a second: ever more rarely
+            to_pil_image(walk[:1]).save(folder / "interpolation.png")  # make_grid has made grey RGB
+            if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
                 write_report(folder, history, steps_per_epoch)
         if step >= last_step:
             break
 
         reseed(args.seed, "order", epoch)
         batches = torch.randperm(len(images)).to(args.device).split(size)
-        batches = batches[done : min(steps_per_epoch, done + last_step - step)]
+        batches = batches[done : min(steps_per_epoch, done + last_step - step)]  # those still to do
         history = torch.cat([history, history.new_zeros(len(batches), len(METRICS))])
         name = f"epoch {epoch + 1}/{args.epochs}"
         bar = tqdm(batches, name, steps_per_epoch, leave=False, initial=done, unit=" images", unit_scale=size)
         for index in bar:
             real = images[index].float().div_(127.5).sub_(1)
-            noise = args.instance_noise * max(0, 1 - step / (args.noise_epochs * steps_per_epoch))
+            noise_std = args.instance_noise * max(0, 1 - step / (args.noise_epochs * steps_per_epoch))
             reseed(args.seed, "step", step)
-            metrics = train_step(*parts.values(), real, args.real_label, noise)
+            metrics = train_step(*parts.values(), real, args.real_label, noise_std)
             history[step] = torch.stack([*metrics.values()])
             step += 1
             if step % LOG_EVERY == 0:
@@ -290,7 +290,7 @@ def train(args):
 
         rows = history[epoch * steps_per_epoch :].cpu()
         print(f"{name}  {summary(rows)}  {bar.format_dict['elapsed']:.0f} s", flush=True)
-        for remark in diagnose(rows, args.real_label) if step >= 100 else ():  # a new G repeats itself
+        for remark in diagnose(rows, args.real_label) if step >= 100 else ():  # G begins collapsed
             print(f"  {remark}", flush=True)
     print(f"{step} steps done, see {folder}")
 
@@ -324,14 +324,14 @@ class fp32:
 
 
 def place(network, args, layout=torch.channels_last):
-    """Move a network to its device, in a memory layout, and run it in --precision; what leaves it is fp32."""
-    layers, kind = network.forward, torch.device(args.device).type
+    """Move a network to its device and layout; its forward pass runs in --precision and returns fp32."""
+    kind = torch.device(args.device).type
 
-    def forward(*inputs):
+    def forward(self, *inputs):
         with torch.autocast(kind, torch.bfloat16, enabled=args.precision == "bf16" and not fp32.active):
-            return layers(*inputs).float()
+            return type(self).forward(self, *inputs).float()
 
-    network.forward = forward
+    network.forward = forward.__get__(network)  # a bound method, so that a copy runs its own layers
     return network.to(args.device, memory_format=layout)
 
 
@@ -374,11 +374,11 @@ def save(folder, args, history, parts):
     """Write the checkpoint beside the old one and move it into place. Returns the time on the clock."""
     states = {name: part.state_dict() for name, part in parts.items()}
     networks = [states[name] for name, part in parts.items() if isinstance(part, nn.Module)]
-    weights = [tensor.isfinite().all() for state in networks for tensor in state.values()]
-    finite = [*history.isfinite().all(1).tolist(), torch.stack(weights).all().item()]
+    finite = history.isfinite().all(1).tolist()
+    finite += [tensor.isfinite().all().item() for state in networks for tensor in state.values()]
     if not all(finite):
         step = min(finite.index(False) + 1, len(history))
-        fail(f"step {step}: a loss is not finite; lower --lr-g or --lr-d (the last checkpoint is good)", 1)
+        fail(f"step {step}: a number is not finite; lower --lr-g or --lr-d (the checkpoint is good)", 1)
     states |= {"script": SCRIPT, "settings": vars(args), "step": len(history), "history": history.clone()}
     torch.save(states, folder / "checkpoint.tmp")
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")  # so there is never half of one
@@ -416,32 +416,32 @@ def parse_args(argv):
     parser.description, parser.error = __doc__.split("\n")[0], fail
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
-    if (args.generate is None) != (args.checkpoint is None) or (args.generate and args.resume):
+    path = args.checkpoint if args.resume is None else args.resume
+    if (args.generate is None) != (args.checkpoint is None) or (args.checkpoint and args.resume):
         fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
-    if path := args.resume or args.checkpoint:
-        settings = load_checkpoint(path)["settings"]
-        asked = "device", "out_dir", "resume", "generate", "checkpoint"
-        settings |= {name: vars(args)[name] for name in asked}
-        if args.resume:
-            settings["out_dir"] = str(Path(path).parent)
-        parser.set_defaults(**settings)
-        args = parser.parse_args(argv)  # now the checkpoint speaks where the command line is silent
-        free = {"epochs", "max_steps"} if args.resume else {"seed"}
-        for name, value in settings.items():
+    if path is not None:
+        settings, free = load_checkpoint(path)["settings"], {"epochs", "max_steps", "device"}
+        asked = {"resume": path, "out_dir": str(Path(path).parent)}
+        if args.generate is not None:
+            names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}
+            asked = {name: vars(args)[name] for name in names}
+        parser.set_defaults(**settings | asked)
+        args = parser.parse_args(argv)  # flags that are not given now come from the checkpoint
+        for name, value in (settings | asked).items():
             if value is not None and name not in free and vars(args)[name] != value:
-                flag = "--" + name.replace("_", "-")
-                fail(f"{flag}: {path} was made with {value}, not {vars(args)[name]}; leave {flag} out")
+                fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
     for name, value in vars(args).items():
-        free = name == "seed" or value == parser.get_default(name)
-        if type(value) in (int, float) and not free and not 0 < value < math.inf:
+        fine = name == "seed" or name != "generate" and value == parser.get_default(name)
+        if type(value) in (int, float) and not fine and not 0 < value < math.inf:
             fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
-    if args.device in ("auto", "cuda") and torch.cuda.is_available():
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's number of this process
-    elif args.device == "auto":
-        args.device = "mps" if torch.backends.mps.is_available() else "cpu"
+    if args.device == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        args.device = str(found)  # cuda or mps, for example
+    if args.device.startswith("cuda") and "LOCAL_RANK" in os.environ:
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"  # the one that torchrun has given this process
     try:
         torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         fail(f"--device: {args.device!r} is unknown or not on this machine; give cpu, or leave it out")
     return args
 
@@ -456,7 +456,7 @@ def generate(args):
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     reseed(args.seed, "generate")
     for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        z = torch.randn(256, args.latent_dim).to(args.device)  # always as many: no image depends on N
+        z = torch.randn(256, args.latent_dim).to(args.device)  # 256, so that no image depends on N
         for number, image in enumerate(sample(generator, z)[: args.generate - start], start):
             to_pil_image(image).save(folder / f"{number:05d}.png")
     print(f"{args.generate} images in {folder}")
@@ -464,16 +464,16 @@ def generate(args):
 
 def main(argv=None):
     args = parse_args(argv)
-    torch.backends.cudnn.deterministic = True  # to go on bit for bit
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in convolutions, too
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it, too, raises KeyboardInterrupt
+    torch.backends.cudnn.deterministic = True  # --resume is to be exact
+    torch.backends.cudnn.allow_tf32 = False  # TF32 would round fp32 in convolutions
+    old_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
     try:
         (generate if args.generate else train)(args)
     except KeyboardInterrupt:
-        checkpoint = Path(args.out_dir or "", "checkpoint.pt")
-        fail(f"stopped; go on with --resume {checkpoint}" if checkpoint.is_file() else "stopped", 130)
+        saved = args.out_dir and Path(args.out_dir, "checkpoint.pt").is_file()
+        fail(f"stopped; go on with --resume {args.out_dir}/checkpoint.pt" if saved else "stopped", 130)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, old_handler)
 
 
 if __name__ == "__main__":

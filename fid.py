@@ -8,9 +8,9 @@
 A path is a folder of images (nested or not, any format, mode and size), a .npz file with the arrays mu and
 sigma (pytorch-fid writes and reads the same), or a data set: mnist, fashion_mnist:test, cifar10:train.
 
-These measures look at images through a network, never at pixels. For the Frechet inception distance, the
-features of each set, 2048 numbers an image, are described by a Gaussian, N(m1, S1) and N(m2, S2). The FID is
-the squared 2-Wasserstein distance between the two:
+These measures compare features of Inception v3, a classifier, and not pixels. For the Frechet inception
+distance, the features of each set, 2048 numbers an image, are described by a Gaussian, N(m1, S1) and N(m2,
+S2). The FID is the squared 2-Wasserstein distance between the two:
 
     FID = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
 
@@ -18,22 +18,22 @@ The last trace needs no matrix square root. With S1 = A A' and S2 = B B' it is t
 of A'B, whose squares are the eigenvalues of the symmetric matrix A'B (A'B)'. So nothing can become complex,
 as it can for the product S1 S2, and singular matrices need no special care.
 
-The kernel inception distance compares all pairs of images. With d features and k(x, y) = (x'y / d + 1)^3,
+The kernel inception distance compares all pairs of images. With d features and k(x, y) = (x.y / d + 1)^3,
 
     KID = E[k(x, x')] + E[k(y, y')] - 2 E[k(x, y)]
 
 where x and x' are two images of one set, y and y' of the other. The Inception Score needs one set only: exp
-E[KL(p(y|x) || p(y))], from 1 (all predictions alike) to the number of classes (all sure, and equally often).
+E[KL(p(c|x) || p(c))] for classes c, from 1 (all alike) to their number (all sure, and equally often).
 
 How they mislead. (1) The FID falls with the number of images, even between two sets of real ones, because m
-and S are estimates: MNIST's training images are 60.6 from its test images when 500 of each are taken, and 4.8
-with 10,000. Compare figures of equal numbers only; the KID has no such bias. (2) Resizing, compression and
-rounding change features: compare what went through the same steps. (3) Other weights, other features or bf16
-give other figures. FID is here the name of one figure alone: both sides through the network of the FID's
-authors, with the weights that pytorch-fid released, in fp32. (4) Digits are not photographs. For MNIST and
-Fashion-MNIST, --features classifier trains a small network on the labelled training set and takes the
-distance of its last hidden layer. It also reports which of the ten classes are there, and how sure it is. (5)
-A small distance does not mean diversity: look at the samples, too.
+and S are estimates. So does any Frechet distance: on the features of (4), MNIST's two sets are 60.6 apart
+with 500 images of each, 4.8 with 10,000. Compare figures of equal numbers only; the KID has no such bias. (2)
+Resizing, compression and rounding change features: compare what went through the same steps. (3) Other
+weights, other features or bf16 give other figures. This script says FID only if both sides went through the
+network of the FID's authors, with the weights that pytorch-fid released, in fp32. (4) Digits are not
+photographs. For MNIST and Fashion-MNIST, --features classifier trains a small network on the labelled
+training set and compares its last hidden layer. It also reports how many of the ten classes occur, and how
+sure it is. (5) A small distance does not mean diversity: look at the samples, too.
 
 Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, arXiv 1801.01401 (KID);
 Salimans et al. 2016, arXiv 1606.03498, section 4 (IS). Departures from pytorch-fid: transparent images lie on
@@ -652,7 +652,8 @@ def compare(first, second, args):
         names = "classes", "entropy", "confidence", "class_accuracy"
         result |= {name: [report.get(name) for report in reports] for name in names}
     result |= {"paths": [first.path, second.path], "images": [first.count, second.count]}
-    features = args.features if args.features == "inception" else f"{args.dataset} classifier"
+    features = f"{args.dataset} classifier" if args.features == "classifier" else args.features
+    features = features if first.count or second.count else "stored"  # of an origin that nobody checked
     weights = first.weights if first.weights == second.weights else None
     return result | {"features": features, "weights": weights, "is_fid": is_fid}
 

@@ -6,7 +6,7 @@
 
 How do you teach a network to draw, when no formula says how good a drawing is? Let a second network be the
 judge. The generator G turns noise z ~ N(0, I) into an image; the discriminator D gives the probability that
-an image is real. D tries to make V large, G tries to make it small:
+an image is real. With real images x, D tries to raise V, and G to lower it:
 
     V = E[log D(x)] + E[log(1 - D(G(z)))]
 
@@ -16,26 +16,28 @@ D maximises p log D + q log(1 - D), and so answers D = p / (p + q). Put this int
     V = -2 log 2 + 2 JSD(p, q)
 
 JSD is the Jensen-Shannon divergence, 0 where p = q and at most log 2. So against the best D, G reduces a
-distance between two distributions. When G has won, D answers 1/2 to everything: L_D = -V = 2 log 2 = 1.386,
-and L_G = -log 1/2 = 0.693.
+distance between two distributions. When G has won, D answers 1/2 to everything, and D's loss L_D = -V is 2
+log 2 = 1.386.
 
-Why G is not trained on V itself. Let a be D's logit for a fake, so that D(G(z)) = sigmoid(a). All that G
-learns from this fake comes through a, and the gradients there are
+Why G is not trained on V itself. Let a be D's logit for a fake, so that D(G(z)) = sigmoid(a). G learns from
+this fake only through a, and the gradients with respect to a are
 
     minimax,         log(1 - D):   -D(G(z))
     non-saturating,     -log D:    -(1 - D(G(z)))
 
-If D recognises every fake, D(G(z)) is near 0. The first gradient vanishes, the second stays near -1. Both
-want the same thing, a larger a, so the paper trains with the second, and so does this script.
+If D recognises every fake, D(G(z)) is near 0. The first gradient vanishes: the loss saturates. The second
+stays near -1. Both push a up, so the paper and this script train G with the second, L_G = -E[log D(G(z))].
 
 What to watch: L_D rises towards 1.386, D(real) and D(fake) move towards 1/2, and neither player is ahead. In
 the default run nearly all samples were digits after 20 epochs. White specks stayed: no layer knows which
-pixels are neighbours. With equal learning rates the minimax loss worked as well. To see the gradient vanish,
-let D run ahead with --lr-d 2e-3 --lr-g 2e-5: now the minimax loss leaves noise, and the other finds outlines.
+pixels are neighbours. With equal learning rates minimax did just as well. To see its gradient vanish, let D
+run ahead, with --lr-d 2e-3 --lr-g 2e-5: in two seeds of three G then drew noise for five epochs, where the
+default loss found outlines of digits.
 
 Paper: Goodfellow et al. 2014, arXiv 1406.2661, equation 1, proposition 1, theorem 1, algorithm 1 with one
-step of D for each of G. Departures, from later practice: G with batch normalisation and a Tanh at its output
-(there: sigmoid), D with LeakyReLU (maxout and dropout), Adam (momentum), weights from N(0, 0.02).
+step of D for each of G, and with the second loss. Departures, from later practice: G with batch normalisation
+and a Tanh at its output (there: sigmoid), D with LeakyReLU (maxout and dropout), Adam (momentum), weights
+from N(0, 0.02).
 """
 
 import argparse
@@ -63,7 +65,7 @@ from tqdm import tqdm
 
 
 def add_flags(add):
-    """The flags of this script: first those of its idea, then those that every script has."""
+    """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     choices = ["non-saturating", "minimax"]
     add("--generator-loss", choices=choices, default=choices[0], help="what the generator descends")
     add("--epochs", type=int, default=50, help="passes over the training set")
@@ -75,8 +77,8 @@ def add_flags(add):
     add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
     add("--data-dir", default="data", help="where the data set is, or torchvision downloads it to")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
-    low = "bf16 is faster only where the processor computes in it: benchmark.py tells"
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help=low)
+    bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
     add("--seed", type=int, default=42, help="all randomness follows from it")
     add("--out-dir", help="a new folder for the run; None: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
@@ -182,7 +184,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, minimax
     d_loss.backward()
     optimizer_d.step()
 
-    # The generator learns to fool the discriminator as it now is, on fresh noise.
+    # The generator learns to fool the updated discriminator, which is frozen here, on fresh noise.
     discriminator.requires_grad_(False)
     g_loss = generator_loss(discriminator(generator(noise())), minimax)
     optimizer_g.zero_grad()
@@ -227,10 +229,10 @@ def train(args):
     optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.5, 0.999), fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.lr_d, betas=(0.5, 0.999), fused=True)
     parts = {"generator": generator, "discriminator": discriminator}
-    parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
+    parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}  # the order of train_step's arguments
 
-    # The pictures show the same noise each time: 64 vectors, and walks from one to the next. On these,
-    # cos(a) z1 + sin(a) z2 is as normal as z1 and z2 are; a straight line would pass too close to 0.
+    # The pictures show the same noise each time: 64 vectors, and eight walks, each from a z1 to a z2. There,
+    # cos(a) z1 + sin(a) z2 is from N(0, I) again; a straight line would pass too close to 0.
     reseed(args.seed, "samples")
     fixed_z = torch.randn(64, args.latent_dim).to(args.device)
     angle = torch.linspace(0, math.pi / 2, 10, device=args.device)[:, None]
@@ -245,19 +247,19 @@ def train(args):
     print(f"{len(images):,} images, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
     while True:
         epoch, done = divmod(step, steps_per_epoch)
-        if step and (done == 0 or step >= last_step):  # an epoch has ended, now or before the run was stopped
+        if step and (done == 0 or step >= last_step):  # an epoch is complete, or was before --resume
             number = math.ceil(step / steps_per_epoch)
             grid, walk = make_grid(sample(generator, fixed_z), 8), make_grid(sample(generator, walk_z), 10)
             to_pil_image(grid[:1]).save(folder / "samples" / f"epoch_{number:04d}.png")
-            to_pil_image(walk[:1]).save(folder / "interpolation.png")
-            if number % max(1, number // 20) == 0 or step >= last_step:  # it takes a second: ever more rarely
+            to_pil_image(walk[:1]).save(folder / "interpolation.png")  # make_grid has made grey RGB
+            if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
                 write_report(folder, history, steps_per_epoch)
         if step >= last_step:
             break
 
         reseed(args.seed, "order", epoch)
         batches = torch.randperm(len(images)).to(args.device).split(size)
-        batches = batches[done : min(steps_per_epoch, done + last_step - step)]
+        batches = batches[done : min(steps_per_epoch, done + last_step - step)]  # those still to do
         history = torch.cat([history, history.new_zeros(len(batches), len(METRICS))])
         name = f"epoch {epoch + 1}/{args.epochs}"
         bar = tqdm(batches, name, steps_per_epoch, leave=False, initial=done, unit=" images", unit_scale=size)
@@ -307,14 +309,14 @@ class fp32:
 
 
 def place(network, args, layout=torch.channels_last):
-    """Move a network to its device, in a memory layout, and run it in --precision; what leaves it is fp32."""
-    layers, kind = network.forward, torch.device(args.device).type
+    """Move a network to its device and layout; its forward pass runs in --precision and returns fp32."""
+    kind = torch.device(args.device).type
 
-    def forward(*inputs):
+    def forward(self, *inputs):
         with torch.autocast(kind, torch.bfloat16, enabled=args.precision == "bf16" and not fp32.active):
-            return layers(*inputs).float()
+            return type(self).forward(self, *inputs).float()
 
-    network.forward = forward
+    network.forward = forward.__get__(network)  # a bound method, so that a copy runs its own layers
     return network.to(args.device, memory_format=layout)
 
 
@@ -357,11 +359,11 @@ def save(folder, args, history, parts):
     """Write the checkpoint beside the old one and move it into place. Returns the time on the clock."""
     states = {name: part.state_dict() for name, part in parts.items()}
     networks = [states[name] for name, part in parts.items() if isinstance(part, nn.Module)]
-    weights = [tensor.isfinite().all() for state in networks for tensor in state.values()]
-    finite = [*history.isfinite().all(1).tolist(), torch.stack(weights).all().item()]
+    finite = history.isfinite().all(1).tolist()
+    finite += [tensor.isfinite().all().item() for state in networks for tensor in state.values()]
     if not all(finite):
         step = min(finite.index(False) + 1, len(history))
-        fail(f"step {step}: a loss is not finite; lower --lr-g or --lr-d (the last checkpoint is good)", 1)
+        fail(f"step {step}: a number is not finite; lower --lr-g or --lr-d (the checkpoint is good)", 1)
     states |= {"script": SCRIPT, "settings": vars(args), "step": len(history), "history": history.clone()}
     torch.save(states, folder / "checkpoint.tmp")
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")  # so there is never half of one
@@ -399,32 +401,32 @@ def parse_args(argv):
     parser.description, parser.error = __doc__.split("\n")[0], fail
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
-    if (args.generate is None) != (args.checkpoint is None) or (args.generate and args.resume):
+    path = args.checkpoint if args.resume is None else args.resume
+    if (args.generate is None) != (args.checkpoint is None) or (args.checkpoint and args.resume):
         fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
-    if path := args.resume or args.checkpoint:
-        settings = load_checkpoint(path)["settings"]
-        asked = "device", "out_dir", "resume", "generate", "checkpoint"
-        settings |= {name: vars(args)[name] for name in asked}
-        if args.resume:
-            settings["out_dir"] = str(Path(path).parent)
-        parser.set_defaults(**settings)
-        args = parser.parse_args(argv)  # now the checkpoint speaks where the command line is silent
-        free = {"epochs", "max_steps"} if args.resume else {"seed"}
-        for name, value in settings.items():
+    if path is not None:
+        settings, free = load_checkpoint(path)["settings"], {"epochs", "max_steps", "device"}
+        asked = {"resume": path, "out_dir": str(Path(path).parent)}
+        if args.generate is not None:
+            names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}
+            asked = {name: vars(args)[name] for name in names}
+        parser.set_defaults(**settings | asked)
+        args = parser.parse_args(argv)  # flags that are not given now come from the checkpoint
+        for name, value in (settings | asked).items():
             if value is not None and name not in free and vars(args)[name] != value:
-                flag = "--" + name.replace("_", "-")
-                fail(f"{flag}: {path} was made with {value}, not {vars(args)[name]}; leave {flag} out")
+                fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
     for name, value in vars(args).items():
-        free = name == "seed" or value == parser.get_default(name)
-        if type(value) in (int, float) and not free and not 0 < value < math.inf:
+        fine = name == "seed" or name != "generate" and value == parser.get_default(name)
+        if type(value) in (int, float) and not fine and not 0 < value < math.inf:
             fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
-    if args.device in ("auto", "cuda") and torch.cuda.is_available():
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's number of this process
-    elif args.device == "auto":
-        args.device = "mps" if torch.backends.mps.is_available() else "cpu"
+    if args.device == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        args.device = str(found)  # cuda or mps, for example
+    if args.device.startswith("cuda") and "LOCAL_RANK" in os.environ:
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"  # the one that torchrun has given this process
     try:
         torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         fail(f"--device: {args.device!r} is unknown or not on this machine; give cpu, or leave it out")
     return args
 
@@ -439,7 +441,7 @@ def generate(args):
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     reseed(args.seed, "generate")
     for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        z = torch.randn(256, args.latent_dim).to(args.device)  # always as many: no image depends on N
+        z = torch.randn(256, args.latent_dim).to(args.device)  # 256, so that no image depends on N
         for number, image in enumerate(sample(generator, z)[: args.generate - start], start):
             to_pil_image(image).save(folder / f"{number:05d}.png")
     print(f"{args.generate} images in {folder}")
@@ -447,16 +449,16 @@ def generate(args):
 
 def main(argv=None):
     args = parse_args(argv)
-    torch.backends.cudnn.deterministic = True  # to go on bit for bit
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in convolutions, too
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it, too, raises KeyboardInterrupt
+    torch.backends.cudnn.deterministic = True  # --resume is to be exact
+    torch.backends.cudnn.allow_tf32 = False  # TF32 would round fp32 in convolutions
+    old_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
     try:
         (generate if args.generate else train)(args)
     except KeyboardInterrupt:
-        checkpoint = Path(args.out_dir or "", "checkpoint.pt")
-        fail(f"stopped; go on with --resume {checkpoint}" if checkpoint.is_file() else "stopped", 130)
+        saved = args.out_dir and Path(args.out_dir, "checkpoint.pt").is_file()
+        fail(f"stopped; go on with --resume {args.out_dir}/checkpoint.pt" if saved else "stopped", 130)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, old_handler)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,11 @@
     python wgan_gp.py --epochs 5 --device cuda
     python wgan_gp.py --dataset fashion_mnist
 
-If real and generated images do not overlap at all, some discriminator tells them apart without fail. Then the
-Jensen-Shannon divergence of vanilla_gan.py is log 2, however far apart they are, and G learns nothing about
-where to go. The Wasserstein distance has no such plateau: it is the least work that turns one pile of
-probability into the other, mass times distance moved, and it shrinks as the fakes come closer. It is also a
-maximum, over all functions C whose slope is nowhere above 1:
+If the distributions of real and generated images do not overlap at all, some discriminator tells them apart
+without fail. Then the Jensen-Shannon divergence of vanilla_gan.py is log 2, however far apart they are, and G
+learns nothing about where to go. The Wasserstein distance has no such plateau: it is the least work that
+turns one pile of probability into the other, mass times distance moved, and it shrinks as the fakes come
+closer. It is also a maximum, over all 1-Lipschitz functions C, those whose slope is nowhere above 1:
 
     W = max over C of   E[C(x)] - E[C(G(z))]
 
@@ -21,18 +21,18 @@ that is not 1, at points between real images and fakes:
     L_C = E[C(G(z))] - E[C(x)] + 10 E[(|gradient of C at x'| - 1)^2]
     L_G = -E[C(G(z))]
 
-Why there, and why 1? The best critic has slope 1 on the line from a real image to the fake that the cheapest
-transport moves it to. Nobody knows those pairs, so the algorithm draws them at random: an approximation.
+Why there, and why 1? The best critic has slope 1 on the line from a real image to the fake that the least
+work moves it to. Nobody knows those pairs, so the algorithm draws them at random: an approximation.
 
 What is new against dcgan_mnist.py: no probability, so no sigmoid and no logarithm; no batch normalisation in
 the critic, since the penalty is about one image at a time; five steps of the critic, each on a fresh batch,
-for one of G; Adam with betas (0, 0.9). A discriminator far ahead of G stops teaching it. A critic should be
-ahead: only near its maximum does it measure the distance.
+for one of G; Adam with betas (0, 0.9). A discriminator far ahead of G stops teaching it. A critic has to be
+ahead if its estimate is to mean anything: it measures the distance only near its maximum.
 
-What to watch: the estimate E[C(x)] - E[C(G(z))]. In the default run it fell from 7.1 in epoch 1 to 1.7 in
+What to watch: the estimate E[C(x)] - E[C(G(z))]. In the default run it fell from 2.4 in epoch 2 to 1.7 in
 epoch 5, while strokes became digits. L_G says nothing, because C may add any constant to its scores. Compare
 estimates only between runs with the same critic, --n-critic and --gp-weight. An epoch is one pass of the
-critic over the data, so G takes a fifth as many steps as in dcgan_mnist.py at the same batch size.
+critic over the data, so that G takes only a fifth as many steps.
 
 Paper: Gulrajani et al. 2017, arXiv 1704.00028, equation 3, proposition 1, algorithm 1; Arjovsky et al. 2017,
 arXiv 1701.07875. Departures: learning rates of 3e-4 (the paper: 1e-4); networks and initialisation of
@@ -63,11 +63,11 @@ from tqdm import tqdm
 
 
 def add_flags(add):
-    """The flags of this script: first those of its idea, then those that every script has."""
+    """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--n-critic", type=int, default=5, help="steps of the critic, each on a fresh batch, for one of G")
     add("--gp-weight", type=float, default=10.0, help="weight of the gradient penalty")
     add("--epochs", type=int, default=25, help="passes over the training set")
-    add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
+    add("--max-steps", type=int, help="stop after this many steps of G, if that comes sooner")
     add("--lr-g", type=float, default=3e-4, help="Adam's learning rate for the generator")
     add("--lr-d", type=float, default=3e-4, help="Adam's learning rate for the critic")
     add("--batch-size", type=int, default=64, help="images per step of the critic")
@@ -75,8 +75,8 @@ def add_flags(add):
     add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
     add("--data-dir", default="data", help="where the data set is, or torchvision downloads it to")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
-    low = "bf16 is faster only where the processor computes in it: benchmark.py tells"
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help=low)
+    bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
     add("--seed", type=int, default=42, help="all randomness follows from it")
     add("--out-dir", help="a new folder for the run; None: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
@@ -153,9 +153,9 @@ def generator_loss(fake_scores):
 def gradient_penalty(critic, real, fake):
     """E[(|gradient of C at x'| - 1)^2], x' = t x + (1 - t) G(z), one t from U(0, 1) for each pair of images.
 
-    Returns it and the mean norm, which is taken over all pixels of an image. The gradient of the sum of all
-    scores has each image's own gradient in its row, because no score depends on another image: so there is
-    no batch normalisation in the critic. The 1e-12 keeps the root's slope finite at a gradient of zero.
+    `real` and `fake` are (N, C, H, W). Returns two scalars, the penalty and the mean norm, each norm over all
+    pixels of an image. The gradient of the sum of scores holds each image's own gradient, because no score
+    depends on another image: hence no batch normalisation. 1e-12 keeps the root's slope finite at 0.
     """
     t = torch.rand(len(real), 1, 1, 1, device=real.device)
     mixed = torch.lerp(fake, real, t).requires_grad_()
@@ -187,13 +187,13 @@ def train_step(generator, critic, optimizer_g, optimizer_c, real, n_critic, gp_w
     for batch in batches:
         with torch.no_grad():
             fake = generator(noise())
-        distance = -critic_loss(critic(batch), critic(fake))
+        loss = critic_loss(critic(batch), critic(fake))
         penalty, gradient_norm = gradient_penalty(critic, batch, fake)
-        c_loss = gp_weight * penalty - distance
+        c_loss = loss + gp_weight * penalty
         optimizer_c.zero_grad()
         c_loss.backward()
         optimizer_c.step()
-        seen.append(torch.stack((distance.detach(), gradient_norm, c_loss.detach())))
+        seen.append(torch.stack((-loss.detach(), gradient_norm, c_loss.detach())))
 
     # The generator takes one step that lowers the distance as the critic now measures it.
     critic.requires_grad_(False)
@@ -242,10 +242,10 @@ def train(args):
     optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.0, 0.9), fused=True)
     optimizer_c = torch.optim.Adam(critic.parameters(), args.lr_d, betas=(0.0, 0.9), fused=True)
     parts = {"generator": generator, "critic": critic}
-    parts |= {"optimizer_g": optimizer_g, "optimizer_c": optimizer_c}
+    parts |= {"optimizer_g": optimizer_g, "optimizer_c": optimizer_c}  # the order of train_step's arguments
 
-    # The pictures show the same noise each time: 64 vectors, and walks from one to the next. On these,
-    # cos(a) z1 + sin(a) z2 is as normal as z1 and z2 are; a straight line would pass too close to 0.
+    # The pictures show the same noise each time: 64 vectors, and eight walks, each from a z1 to a z2. There,
+    # cos(a) z1 + sin(a) z2 is from N(0, I) again; a straight line would pass too close to 0.
     reseed(args.seed, "samples")
     fixed_z = torch.randn(64, args.latent_dim).to(args.device)
     angle = torch.linspace(0, math.pi / 2, 10, device=args.device)[:, None]
@@ -260,19 +260,19 @@ def train(args):
     print(f"{len(images):,} images, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
     while True:
         epoch, done = divmod(step, steps_per_epoch)
-        if step and (done == 0 or step >= last_step):  # an epoch has ended, now or before the run was stopped
+        if step and (done == 0 or step >= last_step):  # an epoch is complete, or was before --resume
             number = math.ceil(step / steps_per_epoch)
             grid, walk = make_grid(sample(generator, fixed_z), 8), make_grid(sample(generator, walk_z), 10)
             to_pil_image(grid[:1]).save(folder / "samples" / f"epoch_{number:04d}.png")
-            to_pil_image(walk[:1]).save(folder / "interpolation.png")
-            if number % max(1, number // 20) == 0 or step >= last_step:  # it takes a second: ever more rarely
+            to_pil_image(walk[:1]).save(folder / "interpolation.png")  # make_grid has made grey RGB
+            if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
                 write_report(folder, history, steps_per_epoch)
         if step >= last_step:
             break
 
         reseed(args.seed, "order", epoch)
         batches = torch.randperm(len(images)).to(args.device).split(size)
-        batches = batches[done : min(steps_per_epoch, done + last_step - step)]
+        batches = batches[done : min(steps_per_epoch, done + last_step - step)]  # those still to do
         history = torch.cat([history, history.new_zeros(len(batches), len(METRICS))])
         name = f"epoch {epoch + 1}/{args.epochs}"
         bar = tqdm(batches, name, steps_per_epoch, leave=False, initial=done, unit=" images", unit_scale=size)
@@ -322,14 +322,14 @@ class fp32:
 
 
 def place(network, args, layout=torch.channels_last):
-    """Move a network to its device, in a memory layout, and run it in --precision; what leaves it is fp32."""
-    layers, kind = network.forward, torch.device(args.device).type
+    """Move a network to its device and layout; its forward pass runs in --precision and returns fp32."""
+    kind = torch.device(args.device).type
 
-    def forward(*inputs):
+    def forward(self, *inputs):
         with torch.autocast(kind, torch.bfloat16, enabled=args.precision == "bf16" and not fp32.active):
-            return layers(*inputs).float()
+            return type(self).forward(self, *inputs).float()
 
-    network.forward = forward
+    network.forward = forward.__get__(network)  # a bound method, so that a copy runs its own layers
     return network.to(args.device, memory_format=layout)
 
 
@@ -372,11 +372,11 @@ def save(folder, args, history, parts):
     """Write the checkpoint beside the old one and move it into place. Returns the time on the clock."""
     states = {name: part.state_dict() for name, part in parts.items()}
     networks = [states[name] for name, part in parts.items() if isinstance(part, nn.Module)]
-    weights = [tensor.isfinite().all() for state in networks for tensor in state.values()]
-    finite = [*history.isfinite().all(1).tolist(), torch.stack(weights).all().item()]
+    finite = history.isfinite().all(1).tolist()
+    finite += [tensor.isfinite().all().item() for state in networks for tensor in state.values()]
     if not all(finite):
         step = min(finite.index(False) + 1, len(history))
-        fail(f"step {step}: a loss is not finite; lower --lr-g or --lr-d (the last checkpoint is good)", 1)
+        fail(f"step {step}: a number is not finite; lower --lr-g or --lr-d (the checkpoint is good)", 1)
     states |= {"script": SCRIPT, "settings": vars(args), "step": len(history), "history": history.clone()}
     torch.save(states, folder / "checkpoint.tmp")
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")  # so there is never half of one
@@ -414,32 +414,32 @@ def parse_args(argv):
     parser.description, parser.error = __doc__.split("\n")[0], fail
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
-    if (args.generate is None) != (args.checkpoint is None) or (args.generate and args.resume):
+    path = args.checkpoint if args.resume is None else args.resume
+    if (args.generate is None) != (args.checkpoint is None) or (args.checkpoint and args.resume):
         fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
-    if path := args.resume or args.checkpoint:
-        settings = load_checkpoint(path)["settings"]
-        asked = "device", "out_dir", "resume", "generate", "checkpoint"
-        settings |= {name: vars(args)[name] for name in asked}
-        if args.resume:
-            settings["out_dir"] = str(Path(path).parent)
-        parser.set_defaults(**settings)
-        args = parser.parse_args(argv)  # now the checkpoint speaks where the command line is silent
-        free = {"epochs", "max_steps"} if args.resume else {"seed"}
-        for name, value in settings.items():
+    if path is not None:
+        settings, free = load_checkpoint(path)["settings"], {"epochs", "max_steps", "device"}
+        asked = {"resume": path, "out_dir": str(Path(path).parent)}
+        if args.generate is not None:
+            names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}
+            asked = {name: vars(args)[name] for name in names}
+        parser.set_defaults(**settings | asked)
+        args = parser.parse_args(argv)  # flags that are not given now come from the checkpoint
+        for name, value in (settings | asked).items():
             if value is not None and name not in free and vars(args)[name] != value:
-                flag = "--" + name.replace("_", "-")
-                fail(f"{flag}: {path} was made with {value}, not {vars(args)[name]}; leave {flag} out")
+                fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
     for name, value in vars(args).items():
-        free = name == "seed" or value == parser.get_default(name)
-        if type(value) in (int, float) and not free and not 0 < value < math.inf:
+        fine = name == "seed" or name != "generate" and value == parser.get_default(name)
+        if type(value) in (int, float) and not fine and not 0 < value < math.inf:
             fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
-    if args.device in ("auto", "cuda") and torch.cuda.is_available():
-        args.device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun's number of this process
-    elif args.device == "auto":
-        args.device = "mps" if torch.backends.mps.is_available() else "cpu"
+    if args.device == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        args.device = str(found)  # cuda or mps, for example
+    if args.device.startswith("cuda") and "LOCAL_RANK" in os.environ:
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"  # the one that torchrun has given this process
     try:
         torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError, NotImplementedError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
         fail(f"--device: {args.device!r} is unknown or not on this machine; give cpu, or leave it out")
     return args
 
@@ -454,7 +454,7 @@ def generate(args):
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     reseed(args.seed, "generate")
     for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        z = torch.randn(256, args.latent_dim).to(args.device)  # always as many: no image depends on N
+        z = torch.randn(256, args.latent_dim).to(args.device)  # 256, so that no image depends on N
         for number, image in enumerate(sample(generator, z)[: args.generate - start], start):
             to_pil_image(image).save(folder / f"{number:05d}.png")
     print(f"{args.generate} images in {folder}")
@@ -462,16 +462,16 @@ def generate(args):
 
 def main(argv=None):
     args = parse_args(argv)
-    torch.backends.cudnn.deterministic = True  # to go on bit for bit
-    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in convolutions, too
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # it, too, raises KeyboardInterrupt
+    torch.backends.cudnn.deterministic = True  # --resume is to be exact
+    torch.backends.cudnn.allow_tf32 = False  # TF32 would round fp32 in convolutions
+    old_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
     try:
         (generate if args.generate else train)(args)
     except KeyboardInterrupt:
-        checkpoint = Path(args.out_dir or "", "checkpoint.pt")
-        fail(f"stopped; go on with --resume {checkpoint}" if checkpoint.is_file() else "stopped", 130)
+        saved = args.out_dir and Path(args.out_dir, "checkpoint.pt").is_file()
+        fail(f"stopped; go on with --resume {args.out_dir}/checkpoint.pt" if saved else "stopped", 130)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, old_handler)
 
 
 if __name__ == "__main__":
