@@ -443,13 +443,13 @@ class fp32:
 
 def place(network, args, layout=torch.channels_last):
     """Move a network to its device and layout; its forward pass runs in --precision and returns fp32."""
-    kind = torch.device(args.device).type
 
     def forward(self, *inputs):
-        with torch.autocast(kind, torch.bfloat16, enabled=args.precision == "bf16" and not fp32.active):
+        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=not fp32.active):
             return type(self).forward(self, *inputs).float()
 
-    network.forward = forward.__get__(network)  # a bound method, so that a copy runs its own layers
+    if args.precision == "bf16":
+        network.forward = forward.__get__(network)  # a bound method, so that a copy runs its own layers
     return network.to(args.device, memory_format=layout)
 
 
