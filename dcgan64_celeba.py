@@ -317,7 +317,7 @@ def read_in_turn(args, rank, world):
 
 def share(network, world):
     """The network, its gradients averaged over all processes."""
-    # Exchanging running means between the discriminator's two passes would break its backward pass.
+    # Running means stay each process's own; older versions cannot exchange them between D's two passes.
     return DistributedDataParallel(network, broadcast_buffers=False) if world > 1 else network
 
 
