@@ -335,11 +335,6 @@ def sections(name):
     return list(zip(parts[1::2], parts[2::2]))
 
 
-def test_script_sections_are_in_order(script):
-    titles = [title.split(":")[0] for title, _ in sections(script.SCRIPT)]
-    assert [title for title in titles if title not in OWN_SECTIONS] == SECTIONS
-
-
 def plumbing(name):
     (block,) = (text for title, text in sections(name) if title.startswith("Plumbing"))
     return block
@@ -352,15 +347,15 @@ def copy_plumbing():
         path.write_text(path.read_text().replace(plumbing(name), plumbing("dcgan_mnist")))
 
 
-def test_script_plumbing_is_the_same_text(script):
+def test_script_has_the_frame(script):
+    """Its sections are in order, its plumbing is the same text, and no part is longer than agreed."""
+    titles = [title.split(":")[0] for title, _ in sections(script.SCRIPT)]
+    assert [title for title in titles if title not in OWN_SECTIONS] == SECTIONS
     assert plumbing(script.SCRIPT) == plumbing("dcgan_mnist")
-
-
-def test_script_is_short(script):
-    source, tree = Path(script.__file__).read_text(), ast.parse(Path(script.__file__).read_text())
-    (train,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "train")
+    source = Path(script.__file__).read_text()
+    (train,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == "train")
     assert source.count("\n") <= (600 if script is dcgan64_celeba else 480)
-    assert ast.get_docstring(tree).count("\n") < 40
+    assert ast.get_docstring(ast.parse(source)).count("\n") < 40
     assert plumbing(script.SCRIPT).count("\n") <= 150
     assert train.end_lineno - train.lineno < 70
 
@@ -1100,28 +1095,23 @@ def test_networks_keep_the_recipe(script):
     assert (nn.BatchNorm2d in begin) == (script not in (vanilla_gan, wgan_gp))  # the penalty is per sample
 
 
-HALF, SURE = math.log(3), torch.tensor([[1.0], [3.0]])  # the sigmoid of log 3 is 3/4, of -log 3 it is 1/4
+HALF = math.log(3)  # the sigmoid of log 3 is 3/4, of -log 3 it is 1/4
 REAL, FAKE = torch.tensor([[HALF], [-HALF]]), torch.tensor([[-HALF], [-HALF]])
-PLAIN = -(math.log(3 / 4) + math.log(1 / 4)) / 2
-SMOOTH = 0.9 * PLAIN + 0.1 * PLAIN  # with one logit of each sign, the target does not matter to the mean
+MIXED = -(math.log(3 / 4) + math.log(1 / 4)) / 2 - math.log(3 / 4)
+SMOOTH = -0.9 * math.log(3 / 4) - 0.1 * math.log(1 / 4) - math.log(3 / 4)
+SCORES = torch.tensor([[1.0], [3.0]]), torch.tensor([[-4.0], [2.0]])
 
 
 @pytest.mark.parametrize(
     ("script", "real", "fake", "second_loss", "g_loss"),
     [
-        ("vanilla_gan", REAL, FAKE, PLAIN - math.log(3 / 4), math.log(4)),
-        ("dcgan_mnist", REAL, FAKE, SMOOTH - math.log(3 / 4), math.log(4)),
-        (
-            "dcgan_mnist",
-            REAL[:1],
-            FAKE,
-            -0.9 * math.log(0.75) - 0.1 * math.log(0.25) - math.log(0.75),
-            math.log(4),
-        ),
-        ("cgan", REAL[:1], FAKE, -0.9 * math.log(0.75) - 0.1 * math.log(0.25) - math.log(0.75), math.log(4)),
-        ("dcgan64_celeba", REAL, FAKE, PLAIN - math.log(3 / 4), math.log(4)),
-        ("wgan_gp", SURE, torch.tensor([[-4.0], [2.0]]), -3.0, 1.0),
-        ("dcgan32_wgan_sn", SURE, torch.tensor([[-4.0], [2.0]]), -3.0, 1.0),
+        ("vanilla_gan", REAL, FAKE, MIXED, math.log(4)),
+        ("dcgan_mnist", REAL, FAKE, MIXED, math.log(4)),  # with a logit of each sign, the target cancels
+        ("dcgan_mnist", REAL[:1], FAKE, SMOOTH, math.log(4)),
+        ("cgan", REAL[:1], FAKE, SMOOTH, math.log(4)),
+        ("dcgan64_celeba", REAL, FAKE, MIXED, math.log(4)),
+        ("wgan_gp", *SCORES, -3.0, 1.0),
+        ("dcgan32_wgan_sn", *SCORES, -3.0, 1.0),
     ],
     indirect=["script"],
 )
@@ -1302,30 +1292,25 @@ def history(steps=468, d_loss=0.9, g_loss=1.7, d_real=0.65, d_fake=0.25, diversi
     return torch.tensor([d_loss, g_loss, d_real, d_fake, diversity]) * (1 + spread).clamp(0.3, 1.8)
 
 
-def test_dcgan_monitor_is_silent_on_a_healthy_epoch():
-    assert dcgan_mnist.diagnose(history(), 0.9) == []
+def test_dcgan_monitor_names_what_it_sees():
+    assert dcgan_mnist.diagnose(history(), 0.9) == []  # a healthy epoch
     assert dcgan_mnist.diagnose(history(steps=1), 0.9) == []
     some_spikes = history()
     some_spikes[:140:20, 1] = 20  # in 7 of the 23 intervals; a real healthy epoch had them in 6
     assert dcgan_mnist.diagnose(some_spikes, 0.9) == []
-
-
-def test_dcgan_monitor_names_what_it_sees():
     for label in (0.8, 0.9, 1.0):
         winning = history(d_loss=0.35, g_loss=6, d_real=0.98 * label, d_fake=0.01)
         (remark,) = dcgan_mnist.diagnose(winning, label)
         assert "too strong" in remark
         assert "higher --lr-g" in remark
-    spiky = history()
-    spiky[::25, 1] = 9
+    spiky, late = history(), history()
+    spiky[::25, 1], late[-20:, 4] = 9, 0.1
     (remark,) = dcgan_mnist.diagnose(spiky, 0.9)
     assert "unstable" in remark
     assert "--lr-g and --lr-d" in remark
-    (remark,) = dcgan_mnist.diagnose(history(diversity=0.4), 0.9)
-    assert "mode collapse" in remark
-    late = history()
-    late[-20:, 4] = 0.1
-    assert "mode collapse" in dcgan_mnist.diagnose(late, 0.9)[0]
+    for collapsed in (history(diversity=0.4), late):
+        (remark,) = dcgan_mnist.diagnose(collapsed, 0.9)
+        assert "mode collapse" in remark
     assert len(dcgan_mnist.diagnose(history(d_real=0.89, d_fake=0.01, diversity=0.05), 0.9)) == 2
 
 
