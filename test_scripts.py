@@ -329,22 +329,34 @@ SECTIONS = ["Settings", "Networks", "Losses", "Training step", "Training", "Plum
 OWN_SECTIONS = {"Images", "Processes"}  # of dcgan64_celeba.py
 
 
-def sections(name):
+def sections(name, root=ROOT):
     """The parts of a script from its first banner on, as (title, text)."""
-    parts = re.split(r"^# %% (.*)\n", (ROOT / f"{name}.py").read_text(), flags=re.MULTILINE)
+    parts = re.split(r"^# %% (.*)\n", (root / f"{name}.py").read_text(), flags=re.MULTILINE)
     return list(zip(parts[1::2], parts[2::2]))
 
 
-def plumbing(name):
-    (block,) = (text for title, text in sections(name) if title.startswith("Plumbing"))
+def plumbing(name, root=ROOT):
+    (block,) = (text for title, text in sections(name, root) if title.startswith("Plumbing"))
     return block
 
 
-def copy_plumbing():
+def copy_plumbing(root=ROOT):
     """Give all scripts the plumbing of dcgan_mnist.py."""
     for name in CASES:
-        path = ROOT / f"{name}.py"
-        path.write_text(path.read_text().replace(plumbing(name), plumbing("dcgan_mnist")))
+        path = root / f"{name}.py"
+        path.write_text(path.read_text().replace(plumbing(name, root), plumbing("dcgan_mnist", root)))
+
+
+def test_script_plumbing_is_copied_by_one_command(tmp_path):
+    for name in CASES:
+        shutil.copy(ROOT / f"{name}.py", tmp_path)
+    path = tmp_path / "dcgan_mnist.py"
+    path.write_text(path.read_text().replace("def fail(message", "def fail(text"))
+    copy_plumbing(tmp_path)
+    for name in CASES:
+        assert "def fail(text" in (tmp_path / f"{name}.py").read_text()
+        changed = (tmp_path / f"{name}.py").read_text().replace("def fail(text", "def fail(message")
+        assert changed == (ROOT / f"{name}.py").read_text()  # and nothing else
 
 
 def test_script_has_the_frame(script):
@@ -537,7 +549,7 @@ def test_run_draws_the_same_noise_each_epoch(script, whole):
 
 def many_epochs(argv):
     """More of them than files can be open, as on a laptop more than 1,020 are."""
-    opened = len(os.listdir("/dev/fd")) + 14
+    opened = len(os.listdir("/dev/fd")) + 7
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened, opened))
     vanilla_gan.torch.save = lambda state, path: Path(path).touch()  # saves time
     run_main("vanilla_gan", argv)
@@ -545,10 +557,10 @@ def many_epochs(argv):
 
 def test_run_of_many_epochs(small_data, tmp_path):
     argv = ["--dataset", "mnist", "--data-dir", small_data, "--device", "cpu", "--batch-size", "24"]
-    finish(start(many_epochs, [*argv, "--epochs", "20", "--out-dir", tmp_path / "run"]))
-    assert len(list((tmp_path / "run" / "samples").iterdir())) == 20
+    finish(start(many_epochs, [*argv, "--epochs", "10", "--out-dir", tmp_path / "run"]))
+    assert len(list((tmp_path / "run" / "samples").iterdir())) == 10
     with Image.open(tmp_path / "run" / "progress.gif") as frames:
-        assert frames.n_frames == 20
+        assert frames.n_frames == 10
 
 
 def test_run_shows_at_most_100_frames(tmp_path):
@@ -1970,10 +1982,10 @@ def test_dcgan64_folders_without_images(script, pictures, tmp_path, capsys):
 
 @only("dcgan64_celeba")
 def test_dcgan64_folder_trains_and_generates(script, pictures, tmp_path):
-    argv = ["--dataset", "folder", "--data-dir", str(pictures), "--batch-size", "13", "--epochs", "1"]
+    argv = ["--dataset", "folder", "--data-dir", str(pictures), "--batch-size", "20", "--epochs", "1"]
     script.main([*argv, "--device", "cpu", "--out-dir", "whole"])
     script.main([*argv, "--device", "cpu", "--out-dir", "run", "--max-steps", "1"])
-    script.main(["--resume", "run/checkpoint.pt", "--max-steps", "3"])
+    script.main(["--resume", "run/checkpoint.pt", "--max-steps", "2"])
     assert_same_run("run/checkpoint.pt", "whole/checkpoint.pt")
     with Image.open("run/samples/epoch_0001.png") as grid:
         red, green, blue = (band.tobytes() for band in grid.split())
@@ -3095,3 +3107,7 @@ def test_results_are_those_of_the_tables():
             for run in runs:
                 steps = tuple(row["step"] for row in run)
                 assert steps == setting.points or math.isnan(run[-1]["distance"])
+
+
+if __name__ == "__main__":
+    copy_plumbing()
