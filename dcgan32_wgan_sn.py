@@ -28,7 +28,7 @@ What is new against dcgan_mnist.py: this loss; one step of C, then one of G on f
 U(-1, 1)^100, where straight walks stay inside; one more upsampling; batches of 32; other learning rates.
 
 What to watch: stages.png, the samples after 200, 4,000, 8,000 and 20,000 steps. c_real and c_fake drift apart
-and `slope` rises while the samples get better and better: they show how steep C is, and not how good G is.
+and `slope` rises while the samples get better and better: none of these figures tells how good G is.
 
 Papers: Arjovsky et al. 2017, arXiv 1701.07875, equation 2; Miyato et al. 2018, arXiv 1802.05957, algorithm 1;
 Radford et al. 2015, arXiv 1511.06434. Departures: from the first, no clipping, Adam, one step of C for one of

@@ -22,8 +22,8 @@ The kernel inception distance compares all pairs of images. With d features and 
 
     KID = E[k(x, x')] + E[k(y, y')] - 2 E[k(x, y)]
 
-where x and x' are two images of one set, y and y' of the other. The Inception Score needs one set only: exp
-E[KL(p(c|x) || p(c))] for classes c, from 1 (all alike) to their number (all sure, and equally often).
+where x and x' are two different images of one set, y and y' of the other. The Inception Score needs one set:
+exp E[KL(p(c|x) || p(c))] for classes c, from 1 (all alike) to their number (all sure, equally often).
 
 How they mislead. (1) The FID falls with the number of images, even between two sets of real ones, because m
 and S are estimates. So does any Frechet distance: on the features of (4), MNIST's two sets are 60.6 apart
@@ -653,7 +653,8 @@ def compare(first, second, args):
         result |= {name: [report.get(name) for report in reports] for name in names}
     result |= {"paths": [first.path, second.path], "images": [first.count, second.count]}
     features = f"{args.dataset} classifier" if args.features == "classifier" else args.features
-    features = features if first.count or second.count else "stored"  # of an origin that nobody checked
+    if not (is_fid or first.count or second.count):
+        features = "stored"  # of an origin that nobody checked
     weights = first.weights if first.weights == second.weights else None
     return result | {"features": features, "weights": weights, "is_fid": is_fid}
 

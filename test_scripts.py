@@ -2538,6 +2538,8 @@ def test_fid_is_called_so_only_if_it_is_one(folders, tiny, capsys, monkeypatch):
         result = fid_json(capsys, path, "b")
         assert (result["is_fid"], result["weights"]) == (True, "cafe0123")
         assert "fid" in result
+    assert fid_json(capsys, "fp32.npz", "fp32.npz")["features"] == "inception"
+    assert fid_json(capsys, "unknown.npz", "fp32.npz")["features"] == "stored"
     pairs = [("unknown.npz", "b"), ("unknown.npz", "unknown.npz"), ("b", "a", "--precision", "bf16")]
     for argv in [*pairs, ("bf16.npz", "a", "--precision", "bf16")]:
         result = fid_json(capsys, *argv)
