@@ -41,6 +41,7 @@ import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -580,6 +581,25 @@ def shortened(claim):
     return replace(claim, settings=settings, seeds=claim.seeds[:1])
 
 
+@contextlib.contextmanager
+def start_workers(count):
+    """A pool of processes, which end with the block; None for one, which is this process itself."""
+    if count == 1:
+        yield None
+        return
+    # Workers ignore Ctrl-C, which a terminal sends to all: this process ends them.
+    pool = multiprocessing.get_context("spawn").Pool(count, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    try:
+        yield pool
+    finally:
+        # Python drops an exception that a signal raises inside a destructor. Such a worker goes on: kill it.
+        late = threading.Timer(20, lambda: [worker.kill() for worker in multiprocessing.active_children()])
+        late.start()
+        pool.terminate()
+        pool.join()
+        late.cancel()
+
+
 def train_all(claims, home, samples, device, workers):
     """The rows of each claim, by its name. Settings that share a run are trained once, as far as any goes."""
     furthest = {}
@@ -591,9 +611,7 @@ def train_all(claims, home, samples, device, workers):
         fid.load_classifier(dataset, "data", torch.device(device))  # before many ask for it at once
     jobs = [(setting, seed, home, samples, device) for (seed, _), setting in furthest.items()]
     jobs, rows = sorted(jobs, key=lambda job: job[1]), {}
-    # Workers ignore Ctrl-C, which a terminal sends to all: main ends them.
-    spawn, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
-    with spawn.Pool(workers, signal.signal, ignore) if workers > 1 else contextlib.nullcontext() as pool:
+    with start_workers(workers) as pool:
         results = pool.imap_unordered(work, jobs) if pool else map(work, jobs)
         for (setting, seed, *_), measured in tqdm(results, total=len(jobs), unit=" runs"):
             name = {"setting": setting.command, "seed": seed}

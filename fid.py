@@ -412,13 +412,17 @@ def batches(images, size):
 
 
 def ahead(items):
-    """The items, none of them None; another thread makes the next one while the caller uses the last."""
+    """The items, none of them None; another thread makes the next one while the caller uses the last.
+
+    The first is made here, so that the processes that read files start from this thread.
+    """
     items = iter(items)
+    item = next(items, None)
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, None)
-        while (item := coming.result()) is not None:
+        while item is not None:
             coming = thread.submit(next, items, None)
             yield item
+            item = coming.result()
 
 
 @dataclass
