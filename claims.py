@@ -53,7 +53,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 from torch import nn
-from torchvision.transforms.functional import resize, to_pil_image
+from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
@@ -352,21 +352,8 @@ def generated(script, checkpoint, count, device):
     return torch.stack(images), labels
 
 
-class Judge:
-    """Measures samples against a test set, as fid.py does with its classifier; all are `size` pixels wide."""
-
-    def __init__(self, dataset, size, device):
-        self.device, self.path = torch.device(device), f"{dataset}:test"
-        self.args = fid.parse_args([self.path, "samples", "--features", "classifier", "--data-dir", "data"])
-        self.network, self.weights = fid.load_classifier(dataset, "data", self.device)
-        self.network.to(self.device)
-        self.real, labels = fid.open_images(self.path, self.args)
-        if size == 64:  # as dcgan64_celeba.py makes them; resizing changes features
-            self.real = resize(self.real, [64, 64], antialias=True)
-        self.reference = self.measure(self.path, self.real, labels)
-
-    def measure(self, path, images, labels):
-        return fid.measure(path, images, labels, self.network, self.weights, self.args, self.device)
+class Judge(fid.Judge):
+    """Measures samples as fid.py does, and counts their classes."""
 
     def __call__(self, images, labels):
         """The distance and the other figures of uint8 images (N, C, H, W) and their classes, or None."""
@@ -429,7 +416,7 @@ def follow(setting, seed, home, samples, device):
             if finite:
                 images, labels = generated(script, folder / "checkpoint.pt", samples, device)
                 to_pil_image(make_grid(images[:64], 8)).save(picture(folder, point))
-                judge = judge or Judge(setting.args.dataset, images.shape[-1], device)
+                judge = judge or Judge(setting.args.dataset, images, device)
                 history = script.load_checkpoint(folder / "checkpoint.pt")["history"]
                 row |= dict(zip(script.METRICS, history[-100:].mean(0).tolist()))
                 row |= judge(images, labels)  # its diversity replaces that of batches in training

@@ -61,16 +61,21 @@ from tqdm import tqdm
 
 def add_flags(add):
     """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
+    noise = "std of noise on D's input at first; it falls to 0; None: 0.5 over faces, else 0"
+    add("--instance-noise", type=float, help=noise)
+    add("--noise-epochs", type=int, help="epochs that this takes; None: as many as --epochs says at first")
     add("--tensorboard", action="store_true", help="also write TensorBoard events")
-    add("--epochs", type=int, default=5, help="passes over the training set")
+    add("--epochs", type=int, help="passes over the training set; None: 40 over faces, else 5")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
     add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminator")
     add("--batch-size", type=int, default=128, help="images per step")
     add("--latent-dim", type=int, default=100, help="length of the noise vector z")
-    choices = ["celeba", "folder", "mnist", "fashion_mnist", "cifar10"]
-    add("--dataset", choices=choices, default="celeba", help="what to train on")
+    choices = ["celeba", "faces", "folder", "mnist", "fashion_mnist", "cifar10"]
+    add("--dataset", choices=choices, help="what to train on; None: celeba if it is there, else faces")
     add("--data-dir", default="data", help="where the data set, or the folder of images, is")
+    add("--fid-every", type=int, metavar="K", help="measure samples with fid.py after every Kth epoch")
+    add("--fid-samples", type=int, default=10000, metavar="N", help="how many samples that takes")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
     bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
     add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
@@ -165,15 +170,20 @@ PANELS = {"loss": ("d_loss", "g_loss"), "probability": ("d_real", "d_fake")}
 METRICS = [name for names in PANELS.values() for name in names]
 
 
-def train_step(generator, discriminator, optimizer_g, optimizer_d, real, z):
+def train_step(generator, discriminator, optimizer_g, optimizer_d, real, z, noise_std):
     """Update the discriminator, then the generator, on a batch `real` (N, C, 64, 64) in [-1, 1].
 
-    `z` (N, latent_dim) is the noise. The networks may be wrapped in DistributedDataParallel. Returns the
-    METRICS, detached.
+    `z` (N, latent_dim) is the noise that the images are made of. What the discriminator sees has Gaussian
+    noise of that std on it. The networks may be wrapped in DistributedDataParallel. Returns the METRICS,
+    detached.
     """
+
+    def noisy(images):
+        return images + noise_std * torch.randn_like(images) if noise_std > 0 else images
+
     # The discriminator learns to tell real from fake. Detached, the fakes carry no gradient to the generator.
     fake = generator(z)
-    real_logits, fake_logits = discriminator(real), discriminator(fake.detach())
+    real_logits, fake_logits = discriminator(noisy(real)), discriminator(noisy(fake.detach()))
     d_loss = discriminator_loss(real_logits, fake_logits)
     optimizer_d.zero_grad()
     d_loss.backward()
@@ -182,7 +192,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, z):
     # The generator learns to fool the updated discriminator, frozen here. The fakes still have their graph.
     # DistributedDataParallel would wait for the discriminator's gradients: call the bare network inside it.
     discriminator.requires_grad_(False)
-    g_loss = generator_loss(getattr(discriminator, "module", discriminator)(fake))
+    g_loss = generator_loss(getattr(discriminator, "module", discriminator)(noisy(fake)))
     optimizer_g.zero_grad()
     g_loss.backward()
     optimizer_g.step()
@@ -199,27 +209,48 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, z):
 
 SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
 CACHE = Path("data", "cache")  # decoded folders of images
+CELEBA = Path("celeba", "img_align_celeba")  # in the folder of data
 
 
 def read_images(name, data_dir):
     """The training images, uint8 (N, C, 64, 64): those of a folder mapped from a file, others in memory."""
     kinds = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
-    faces = Path(data_dir, "celeba", "img_align_celeba")
+    if name == "faces":
+        return read_sheets(Path(data_dir, "faces"))
+    celeba = Path(data_dir, CELEBA)
     try:
         if name in kinds:
             images = torch.as_tensor(kinds[name](data_dir, download=True).data)
-        elif name == "celeba" and not faces.is_dir():
+        elif name == "celeba" and not celeba.is_dir():
             datasets.CelebA(data_dir, download=True)
     except Exception as error:  # its type depends on where torchvision stumbles
         if name == "celeba":
             hint = "unpack img_align_celeba.zip there, or give another --dataset, such as folder"
-            fail(f"--data-dir: no {faces}; a quota often stops the download: {hint} ({error!r:.90})")
+            fail(f"--data-dir: no {celeba}; a quota often stops the download: {hint} ({error!r:.90})")
         folder = Path(data_dir, getattr(kinds[name], "base_folder", f"{kinds[name].__name__}/raw"))
         fail(f"--data-dir: put the files of {name} in {folder} ({error!r:.90})")
     if name not in kinds:
-        return map_folder(faces if name == "celeba" else Path(data_dir))
+        return map_folder(celeba if name == "celeba" else Path(data_dir))
     images = images.movedim(3, 1) if images.ndim == 4 else images[:, None]
     return torch.cat([resize(part, [64, 64], antialias=True) for part in images.split(1000)])
+
+
+def fill_in(args):
+    """Choose the settings that nobody has given, and that depend on which pictures there are."""
+    args.dataset = args.dataset or ("celeba" if Path(args.data_dir, CELEBA).is_dir() else "faces")
+    epochs, noise = (40, 0.5) if args.dataset == "faces" else (5, 0.0)
+    args.epochs = args.epochs or epochs
+    args.noise_epochs = args.noise_epochs or args.epochs  # saved, so that a longer --resume changes nothing
+    args.instance_noise = noise if args.instance_noise is None else args.instance_noise
+
+
+def read_sheets(folder):
+    """The training faces in `folder`, uint8 (N, 3, 64, 64), from sheets of 32 rows of 32 faces."""
+    sheets = sorted(folder.glob("train_??.webp"))
+    if not sheets:
+        fail(f"--data-dir: no faces in {folder}; copy data/faces of this script's repository there")
+    faces = np.stack([np.asarray(Image.open(sheet)) for sheet in sheets]).reshape(-1, 32, 64, 32, 64, 3)
+    return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
 
 
 def to_rgb(image):
@@ -307,6 +338,7 @@ def connect(args):
 
 def read_in_turn(args, rank, world):
     """The training images; the first process reads them alone, and the others find what it has decoded."""
+    fill_in(args)
     if rank:
         distributed.barrier()
     images = read_images(args.dataset, args.data_dir)
@@ -341,6 +373,22 @@ def open_run(args, step):
     return folder, writer
 
 
+def picture_noise(args):
+    """What the pictures show each time: 64 vectors z, and eight walks of ten, each from a z1 to a z2."""
+    reseed(args.seed, "samples")
+    z = torch.randn(64, args.latent_dim).to(args.device)
+    angle = torch.linspace(0, math.pi / 2, 10, device=args.device)[:, None]
+    # cos(a) z1 + sin(a) z2 is from N(0, I) again; a straight line would pass too close to 0.
+    return z, torch.cat([angle.cos() * z1 + angle.sin() * z2 for z1, z2 in z[:16].split(2)])
+
+
+def track(judge, generator, args, step):
+    """The step and what the judge says of args.fid_samples samples, of the same noise each time: (1, 4)."""
+    reseed(args.seed, "distance")
+    z = torch.randn(args.fid_samples, args.latent_dim).to(args.device)
+    return torch.tensor([[step, *judge(sample(generator, z))]])
+
+
 def train(args):
     """Train from the start, or go on from the checkpoint args.resume; under torchrun, as one of many."""
     rank, world = connect(args)
@@ -358,19 +406,16 @@ def train(args):
     parts = {"generator": generator, "discriminator": discriminator}
     parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}
 
-    # The pictures show the same noise each time: 64 vectors, and eight walks, each from a z1 to a z2. There,
-    # cos(a) z1 + sin(a) z2 is from N(0, I) again; a straight line would pass too close to 0.
-    reseed(args.seed, "samples")
-    fixed_z = torch.randn(64, args.latent_dim).to(args.device)
-    angle = torch.linspace(0, math.pi / 2, 10, device=args.device)[:, None]
-    walk_z = torch.cat([angle.cos() * z1 + angle.sin() * z2 for z1, z2 in fixed_z[:16].split(2)])
-
+    fixed_z, walk_z = picture_noise(args)
     checkpoint = load_checkpoint(args.resume, **parts) if args.resume else {}
     history = checkpoint.get("history", torch.empty(0, len(METRICS))).to(args.device)  # a row for each step
+    distances = checkpoint.get("distances", torch.empty(0, 4))  # a row for each time that they were measured
+    judge = open_judge(args, images) if rank == 0 else None
     players = share(generator, world), share(discriminator, world), optimizer_g, optimizer_d
     folder, writer = open_run(args, len(history)) if rank == 0 else (None, None)
-    step, saved_at = len(history), save(folder, args, history, parts) if rank == 0 else math.inf
-    print(f"{len(images):,} images, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
+    step, saved_at = len(history), save(folder, args, history, distances, parts) if rank == 0 else math.inf
+    name = f"{args.dataset}: {len(images):,} images"
+    print(f"{name}, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
     while True:
         epoch, done = divmod(step, steps_per_epoch)
         if rank == 0 and step and (done == 0 or step >= last_step):  # complete now, or before --resume
@@ -379,7 +424,7 @@ def train(args):
             to_pil_image(grid[:channels]).save(folder / "samples" / f"epoch_{number:04d}.png")
             to_pil_image(walk[:channels]).save(folder / "interpolation.png")
             if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
-                write_report(folder, history, steps_per_epoch)
+                write_report(folder, history, distances, steps_per_epoch)
             if writer:
                 writer.add_image("samples", grid, step)
         if step >= last_step:
@@ -396,7 +441,9 @@ def train(args):
             z = torch.randn(size, args.latent_dim, device=args.device).chunk(world)[rank]
             mine = images[index.chunk(world)[rank]].to(args.device, non_blocking=True)
             real = mine.float().div_(127.5).sub_(1)
-            history[step] = torch.stack([*train_step(*players, real, z).values()])
+            noise_std = args.instance_noise * max(0, 1 - step / (args.noise_epochs * steps_per_epoch))
+            reseed(args.seed, "noise", step, rank)
+            history[step] = torch.stack([*train_step(*players, real, z, noise_std).values()])
             if world > 1:
                 distributed.all_reduce(history[step].div_(world))
             step += 1
@@ -405,10 +452,11 @@ def train(args):
                 for metric, mean in zip(METRICS, rows.mean(0).tolist()) if writer else ():
                     writer.add_scalar(metric, mean, step)
             if time.monotonic() > saved_at + SAVE_EVERY:
-                saved_at = save(folder, args, history[:step], parts)
-        if rank == 0:
-            saved_at = save(folder, args, history, parts)
-        means = summary(history[epoch * steps_per_epoch :])
+                saved_at = save(folder, args, history[:step], distances, parts)
+        if judge and step % (args.fid_every * steps_per_epoch) == 0:
+            distances = torch.cat([distances, track(judge, generator, args, step)])
+        saved_at = save(folder, args, history, distances, parts) if rank == 0 else math.inf
+        means = summary(history[epoch * steps_per_epoch :], distances[distances[:, 0] == step])
         print(f"{name}  {means}  {bar.format_dict['elapsed']:.0f} s", flush=True)
     print(f"{step} steps done, see {folder}")
 
@@ -475,6 +523,19 @@ def open_folder(args, parent):
     return folder
 
 
+def open_judge(args, images):
+    """What measures samples for --fid-every: the Judge of fid.py, which is not needed otherwise; or None."""
+    if not args.fid_every:
+        return None
+    if args.fid_samples < 4:
+        fail(f"--fid-samples: {args.fid_samples} is too few; give 4 or more")
+    try:
+        import fid
+    except ImportError as error:
+        fail(f"--fid-every: put fid.py of this script's repository beside it, which measures ({error})")
+    return fid.Judge(args.dataset, images, args.device, args.data_dir)
+
+
 def load_checkpoint(path, **parts):
     """Read a checkpoint of this script as a dict, and give `parts` (networks, optimisers) their states."""
     try:
@@ -488,7 +549,7 @@ def load_checkpoint(path, **parts):
     return checkpoint
 
 
-def save(folder, args, history, parts):
+def save(folder, args, history, distances, parts):
     """Write the checkpoint beside the old one and move it into place. Returns the time on the clock."""
     states = {name: part.state_dict() for name, part in parts.items()}
     networks = [states[name] for name, part in parts.items() if isinstance(part, nn.Module)]
@@ -497,27 +558,41 @@ def save(folder, args, history, parts):
     if not all(finite):
         step = min(finite.index(False) + 1, len(history))
         fail(f"step {step}: a number is not finite; lower --lr-g or --lr-d (the checkpoint is good)", 1)
-    states |= {"script": SCRIPT, "settings": vars(args), "step": len(history), "history": history.clone()}
+    states |= {"script": SCRIPT, "settings": vars(args), "step": len(history)}
+    states |= {"history": history.clone(), "distances": distances}
     torch.save(states, folder / "checkpoint.tmp")
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")  # so there is never half of one
     return time.monotonic()
 
 
-def summary(rows):
-    """The mean of each metric over some steps (steps, len(METRICS)), as text."""
-    return "  ".join(f"{name} {mean:.3f}" for name, mean in zip(METRICS, rows.mean(0).tolist()))
+DISTANCES = ["distance", "precision", "recall"]  # what --fid-every measures
 
 
-def write_report(folder, history, steps_per_epoch):
+def summary(rows, distances=()):
+    """The mean of each metric over some steps (steps, len(METRICS)), and what was measured, as text."""
+    values = [*zip(METRICS, rows.mean(0).tolist())]
+    values += [pair for _, *row in distances for pair in zip(DISTANCES, row)]
+    return "  ".join(f"{name} {value:.3f}" for name, value in values)
+
+
+def write_report(folder, history, distances, steps_per_epoch):
     """history.csv and losses.png, from means over LOG_EVERY steps; progress.gif, at most 100 frames."""
     rows = torch.stack([part.mean(0) for part in history.cpu().split(LOG_EVERY)]).numpy()
     steps = [min(start + LOG_EVERY, len(history)) for start in range(0, len(history), LOG_EVERY)]
     table = np.column_stack([[(step - 1) // steps_per_epoch + 1 for step in steps], steps, rows])
-    head, form = ",".join(["epoch", "step", *METRICS]), ["%d", "%d", *["%.6g"] * len(METRICS)]
+    names, panels = [*METRICS], {**PANELS}
+    if len(distances):  # each is in the row whose steps include that after which it was measured
+        names, panels = names + DISTANCES, panels | {"distance": DISTANCES[:1], "samples": DISTANCES[1:]}
+        table = np.column_stack([table, np.full((len(table), 3), np.nan)])
+        table[(distances[:, 0].long() - 1) // LOG_EVERY, -3:] = distances[:, 1:]
+    head, form = ",".join(["epoch", "step", *names]), ["%d", "%d", *["%.6g"] * len(names)]
     np.savetxt(folder / "history.csv", table, form, ",", header=head, comments="")
-    figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
-    for axis, (title, names) in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS.items()):
-        axis.plot(steps, rows[:, [METRICS.index(name) for name in names]], label=names, linewidth=1)
+    figure = Figure(figsize=(8, 2.4 * len(panels)), layout="constrained")
+    for axis, (title, shown) in zip(figure.subplots(len(panels), squeeze=False).flat, panels.items()):
+        for name in shown:
+            values, style = table[:, 2 + names.index(name)], ".-" if name in DISTANCES else "-"
+            there = np.isfinite(values)
+            axis.plot(table[there, 1], values[there], style, label=name, linewidth=1)
         axis.set(xlabel="step", ylabel=title)
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(folder / "losses.png")
@@ -550,6 +625,7 @@ def parse_args(argv):
                 fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
     for name, value in vars(args).items():
         fine = name == "seed" or name != "generate" and value == parser.get_default(name)
+        fine |= name == "instance_noise" and value == 0
         if type(value) in (int, float) and not fine and not 0 < value < math.inf:
             fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
     if args.device == "auto":

@@ -1,12 +1,12 @@
-"""FID, KID and Inception Score: how far is one set of images from another?
+"""FID, KID, precision and recall: how far is one set of images from another?
 
-    python fid.py PATH1 PATH2                       # the FID of two folders of images
-    python fid.py cifar10:train runs/dcgan64_celeba/001/generated/001 --metrics fid kid is
+    python fid.py PATH1 PATH2                       # the FID of two folders: real images, then samples
+    python fid.py cifar10:train runs/dcgan64_celeba/001/generated/001 --metrics fid kid is pr
     python fid.py mnist:test runs/dcgan_mnist/001/generated/001 --features classifier
     python fid.py --save-stats PATH1 stats.npz      # then: python fid.py stats.npz PATH2
 
 A path is a folder of images (nested or not, any format, mode and size), a .npz file with the arrays mu and
-sigma (pytorch-fid writes and reads the same), or a data set: mnist, fashion_mnist:test, cifar10:train.
+sigma (pytorch-fid writes and reads the same), or a data set: mnist, fashion_mnist:test, cifar10:train, faces.
 
 These measures compare features of Inception v3, a classifier, and not pixels. For the Frechet inception
 distance, the features of each set, 2048 numbers an image, are described by a Gaussian, N(m1, S1) and N(m2,
@@ -14,33 +14,33 @@ S2). The FID is the squared 2-Wasserstein distance between the two:
 
     FID = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
 
-The last trace needs no matrix square root. With S1 = A A' and S2 = B B' it is the sum of the singular values
-of A'B, whose squares are the eigenvalues of the symmetric matrix A'B (A'B)'. So nothing can become complex,
-as it can for the product S1 S2, and singular matrices need no special care.
+The last trace needs no matrix square root: with S1 = A A' and S2 = B B' it is the sum of the singular values
+of A'B. The kernel inception distance compares all pairs of images. With d features and a kernel k,
 
-The kernel inception distance compares all pairs of images. With d features and k(x, y) = (x.y / d + 1)^3,
+    KID = E[k(x, x')] + E[k(y, y')] - 2 E[k(x, y)],    k(x, y) = (x.y / d + 1)^3
 
-    KID = E[k(x, x')] + E[k(y, y')] - 2 E[k(x, y)]
-
-where x and x' are two different images of one set, y and y' of the other. The Inception Score needs one set:
-exp E[KL(p(c|x) || p(c))] for classes c, from 1 (all alike) to their number (all sure, equally often).
+Precision and recall tell bad samples from few of them. Give each image a ball that reaches to its third
+nearest neighbour in its own set. Precision is the share of samples in the ball of a real image: do they look
+real? Recall is the share of real images in the ball of a sample: is all that is real made? The Inception
+Score looks at one set: exp E[KL(p(c|x) || p(c))] for classes c, from 1 (all alike) to their number.
 
 How they mislead. (1) The FID falls with the number of images, even between two sets of real ones, because m
 and S are estimates. So does any Frechet distance: on the features of (4), MNIST's two sets are 60.6 apart
-with 500 images of each, 4.8 with 10,000. Compare figures of equal numbers only; the KID has no such bias. (2)
-Resizing, compression and rounding change features: compare what went through the same steps. (3) Other
-weights, other features or bf16 give other figures. This script says FID only if both sides went through the
-network of the FID's authors, with the weights that pytorch-fid released, in fp32. (4) Digits are not
-photographs. For MNIST and Fashion-MNIST, --features classifier trains a small network on the labelled
-training set and compares its last hidden layer. It also reports how many of the ten classes occur, and how
-sure it is. (5) A small distance does not mean diversity: look at the samples, too.
+with 500 images of each, 4.8 with 10,000. Compare figures of equal numbers only. (2) Resizing and rounding
+change features: compare what went through the same steps. (3) Other weights, other features or bf16 give
+other figures. This script says FID only if both sides went through the network of the FID's authors, with
+the weights that pytorch-fid released, in fp32. (4) Digits and cartoons are not photographs. For these,
+--features classifier trains a small network on the labelled training set and compares its last hidden layer.
+(5) A small distance does not mean diversity: look at recall. (6) Copies of training images do well in all of
+this: --neighbours draws samples beside the training images that are nearest.
 
-Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, arXiv 1801.01401 (KID);
-Salimans et al. 2016, arXiv 1606.03498, section 4 (IS). Departures from pytorch-fid: transparent images lie on
-white, 16 bits are scaled and not clipped, photographs are turned upright as their EXIF data say.
+Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, 1801.01401 (KID);
+Kynkaanniemi et al. 2019, 1904.06991 (precision, recall); Salimans et al. 2016, 1606.03498 (Inception Score).
+Departures from pytorch-fid: transparent images lie on white, 16 bits are scaled, EXIF turns photographs.
 """
 
 import argparse
+import csv
 import hashlib
 import inspect
 import json
@@ -61,6 +61,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.models import inception
+from torchvision.transforms.functional import resize
 from tqdm import tqdm
 
 # %% Networks
@@ -187,6 +188,47 @@ class Classifier(nn.Module):
         features = self.layers(x.to(self.fc.weight.dtype))
         return features.float(), self.fc(features).float()
 
+    def loss(self, logits, labels):
+        """The cross-entropy of logits (N, 10) and classes (N,)."""
+        return F.cross_entropy(logits, labels)
+
+    def accuracy(self, logits, labels):
+        """The share of images whose likeliest class is the right one."""
+        return (logits.argmax(1) == labels).double().mean().item()
+
+
+class FaceClassifier(Classifier):
+    """Prepared faces (N, 3, 64, 64) to features (N, 128) and logits, both fp32.
+
+    What is on a face is several attributes, each with classes of its own: `classes` says how many. Their
+    logits stand side by side, (N, sum(classes)).
+    """
+
+    def __init__(self, classes):
+        nn.Module.__init__(self)
+        self.classes, widths = list(classes), (3, 32, 64, 128, 256)
+        self.layers = nn.Sequential()
+        for wide, wider in zip(widths, widths[1:]):  # (N, 32, 32, 32), ... (N, 256, 4, 4)
+            self.layers.append(nn.Conv2d(wide, wider, 4, stride=2, padding=1, bias=False))
+            self.layers.extend([nn.BatchNorm2d(wider), nn.ReLU()])
+        self.layers.extend([nn.Flatten(), nn.Linear(4096, 128), nn.ReLU()])
+        self.fc = nn.Linear(128, sum(classes))
+
+    def prepare(self, images):
+        """uint8 images (N, C, H, W), grey or colour, as (N, 3, 64, 64) in [0, 1]."""
+        x = images.expand(-1, 3, -1, -1).float() / 255
+        return F.interpolate(x, (64, 64), mode="bilinear", antialias=True) if x.shape[2:] != (64, 64) else x
+
+    def loss(self, logits, labels):
+        """The sum over all attributes of the cross-entropy; labels (N, attributes)."""
+        pairs = zip(logits.split(self.classes, 1), labels.T)
+        return sum(F.cross_entropy(part, attribute) for part, attribute in pairs)
+
+    def accuracy(self, logits, labels):
+        """The mean over all attributes of the share of faces whose likeliest class is the right one."""
+        guesses = torch.stack([part.argmax(1) for part in logits.split(self.classes, 1)], 1)
+        return (guesses == labels).double().mean().item()
+
 
 # %% Metrics
 
@@ -270,6 +312,38 @@ def kernel_distance(x, y, subsets=100, size=1000):
     return values.mean().item(), values.std(correction=0).item()
 
 
+def squared_distances(x, y, rows=500):
+    """The squared distances of x (M, D) to y (N, D), float64, as tensors (rows, N) for some rows of x each.
+
+    What is below the rounding of fp32, from which the features come, is 0.
+    """
+    y = y.double()
+    for part in x.double().split(rows):
+        lengths = part.square().sum(1, keepdim=True) + y.square().sum(1)
+        squares = torch.addmm(lengths, part, y.T, alpha=-2)
+        yield squares.masked_fill_(squares < 1e-12 * lengths, 0)
+
+
+def squared_radii(x, k):
+    """The squared distance of each row of x (N, D) to the kth nearest of the other rows, (N,)."""
+    return torch.cat([part.topk(k + 1, largest=False).values[:, k] for part in squared_distances(x, x)])
+
+
+def precision_recall(real, fake, k=3):
+    """How many fakes look real, and how much of the real is faked, from features (M, D) and (N, D).
+
+    Each image has a ball that reaches to its kth nearest neighbour in its own set. Precision is the share of
+    fakes in the ball of a real image, recall the share of real images in the ball of a fake (Kynkaanniemi et
+    al. 2019, equation 1). Raises RuntimeError if a set has not more than k images.
+    """
+    real_radii, fake_radii, precise = squared_radii(real, k), squared_radii(fake, k), []
+    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    for squares, radii in zip(squared_distances(fake, real, 500), fake_radii.split(500)):
+        precise.append((squares <= real_radii).any(1))
+        recalled |= (squares <= radii[:, None]).any(0)
+    return torch.cat(precise).double().mean().item(), recalled.double().mean().item()
+
+
 def inception_score(logits, splits=10):
     """Mean and standard deviation of the Inception Score of logits (N, classes) over equal parts of them."""
     scores = []
@@ -308,6 +382,9 @@ DATASETS = {  # torchvision's class, the folder where it looks, and the files th
     "fashion_mnist": (datasets.FashionMNIST, "FashionMNIST/raw", IDX),
     "cifar10": (datasets.CIFAR10, datasets.CIFAR10.base_folder, CIFAR),
 }
+DIGITS = "mnist", "fashion_mnist"  # with ten classes, which class_report counts
+LABELLED = (*DIGITS, "faces")  # that --features classifier knows
+SETS = (*DATASETS, "faces")
 SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"
 CACHE = Path("data", "cache")  # trained classifiers
 RELEASE = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
@@ -344,22 +421,43 @@ def open_dataset(name, data_dir, train=True):
         fail(f"--data-dir: no {name} in {folder}, and no download; put {names} there ({hint})")
 
 
+def open_faces(folder, part):
+    """The cartoon faces of the part train or test: uint8 (N, 3, 64, 64), and their classes (N, attributes).
+
+    They lie on sheets of 32 rows of 32 faces, and the classes of each attribute in a table.
+    """
+    sheets, tables = sorted(folder.glob(f"{part}_??.webp")), []
+    try:
+        for table in ("train", part):
+            with open(folder / f"{table}.csv", newline="") as file:
+                tables.append([list(row.values())[1:] for row in csv.DictReader(file)])  # all but its number
+        faces = np.stack([np.asarray(Image.open(sheet)) for sheet in sheets]).reshape(-1, 32, 64, 32, 64, 3)
+    except (OSError, ValueError) as error:
+        fail(f"--data-dir: no faces in {folder}; copy data/faces of this script's repository there ({error})")
+    names = [{name: number for number, name in enumerate(sorted({*column}))} for column in zip(*tables[0])]
+    labels = [[classes[name] for classes, name in zip(names, row)] for row in tables[1]]
+    images = torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
+    return images, torch.tensor(labels)
+
+
 def images_and_labels(name, data_dir, train=True):
-    """A data set as uint8 images (N, C, H, W) and classes (N,)."""
+    """A data set as uint8 images (N, C, H, W) and classes (N,), of faces (N, attributes)."""
+    if name == "faces":
+        return open_faces(Path(data_dir, name), "train" if train else "test")
     dataset = open_dataset(name, data_dir, train)
     images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
     return images.permute(0, 3, 1, 2) if images.ndim == 4 else images[:, None], labels
 
 
 def open_images(path, args):
-    """What `path` names, in random order: files or uint8 images (N, C, H, W); their classes (N,), or None."""
+    """What `path` names, shuffled: files or uint8 images (N, C, H, W); their classes or None; their order."""
     name, _, split = path.partition(":")
-    if name in DATASETS:
+    if name in SETS:
         if split not in ("", "train", "test"):
             fail(f"{path}: no such part of a data set; give {name}:train or {name}:test")
         images, labels = images_and_labels(name, args.data_dir, split != "test")
     elif not Path(path).is_dir():
-        fail(f"{path}: neither a folder nor a .npz file; give one, or a data set ({', '.join(DATASETS)})")
+        fail(f"{path}: neither a folder nor a .npz file; give one, or a data set ({', '.join(SETS)})")
     else:
         images = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
         parents = [file.relative_to(path).parts[0] for file in images]
@@ -368,7 +466,7 @@ def open_images(path, args):
         fail(f"{path}: {len(images)} images; give a folder with two or more ({', '.join(SUFFIXES)})")
     order = torch.randperm(len(images), generator=stream("cpu", "images"))[: args.num_images]
     images = images[order] if torch.is_tensor(images) else [images[i] for i in order]
-    return images, labels if labels is None else labels[order]
+    return images, labels if labels is None else labels[order], order
 
 
 def to_rgb(image):
@@ -435,13 +533,15 @@ class Measured:
     weights: str | None
     count: int | None = None
     labels: torch.Tensor | None = None  # (N,)
-    features: torch.Tensor | None = None  # (N, D), if the KID needs them
+    features: torch.Tensor | None = None  # (N, D), if the KID, precision and recall, or a picture needs them
     logits: torch.Tensor | None = None  # (N, classes), if the Inception Score or the classifier's report does
+    images: torch.Tensor | list | None = None  # uint8 (N, C, H, W), or files
+    order: torch.Tensor | None = None  # (N,), where each image was before they were shuffled
 
 
 @torch.inference_mode()
-def measure(path, images, labels, network, weights, args, device):
-    """The Measured of images, as open_images returns them, and of their labels."""
+def measure(path, images, labels, order, network, weights, args, device):
+    """The Measured of images, their labels and their order, as open_images returns them."""
     moments = Moments(network.size, "cpu" if device.type == "mps" else device)  # mps has no float64
     features, logits = [], []
     with tqdm(desc=path, total=len(images), unit=" images") as bar:
@@ -449,7 +549,7 @@ def measure(path, images, labels, network, weights, args, device):
         for x in ahead(torch.cat([network.prepare(part.to(device)) for part in parts]) for parts in lists):
             outputs = network(x)
             moments.add(outputs[0])
-            if "kid" in args.metrics:
+            if {"kid", "pr"} & {*args.metrics} or args.features == "classifier" or args.neighbours:
                 features.append(outputs[0])
             if "is" in args.metrics or args.features == "classifier":
                 logits.append(outputs[1])
@@ -462,7 +562,7 @@ def measure(path, images, labels, network, weights, args, device):
         warn(f"{path}: {few}: the estimate of the Frechet distance is far too large")
     features, logits = (torch.cat(rows).cpu() if rows else None for rows in (features, logits))
     weights = f"{weights} in bf16" if args.precision == "bf16" else weights
-    return Measured(path, mu, sigma, weights, len(images), labels, features, logits)
+    return Measured(path, mu, sigma, weights, len(images), labels, features, logits, images, order)
 
 
 def load_stats(path):
@@ -527,19 +627,21 @@ def load_inception(path):
 
 
 def load_classifier(name, data_dir, device):
-    """The Classifier for the data set `name`, trained on the first use and then cached; and its hash."""
+    """The classifier of the data set `name`, trained on the first use and then cached; and its hash."""
     images, labels = images_and_labels(name, data_dir)
-    recipe = inspect.getsource(Classifier) + inspect.getsource(train_classifier)
+    network = Classifier() if name in DIGITS else FaceClassifier((labels.amax(0) + 1).tolist())
+    recipe = inspect.getsource(type(network)) + inspect.getsource(train_classifier)
     key = hashlib.sha256(recipe.encode() + images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     cache = CACHE / f"classifier-{name}-{key[:12]}.pt"
-    network = Classifier()
     if not cache.is_file():
-        train_classifier(network.to(device), images.to(device), labels.to(device))
+        warn(f"training a classifier of {name}, once; it is kept in {CACHE}")
+        epochs = 4 if name in DIGITS else 10
+        train_classifier(network.to(device), images.to(device), labels.to(device), epochs)
         tests, classes = images_and_labels(name, data_dir, train=False)
         with torch.inference_mode():
             logits = torch.cat([network(network.prepare(part.to(device)))[1] for part in tests.split(500)])
-        accuracy = (logits.argmax(1).cpu() == classes).double().mean().item()
-        warn(f"the classifier is right about {accuracy:.2%} of the {len(tests):,} test images of {name}")
+        accuracy = network.accuracy(logits.cpu(), classes)
+        warn(f"its accuracy on the {len(tests):,} test images of {name}: {accuracy:.2%}")
         CACHE.mkdir(parents=True, exist_ok=True)
         partial = cache.with_suffix(f".{os.getpid()}")
         torch.save(network.state_dict(), partial)
@@ -548,8 +650,8 @@ def load_classifier(name, data_dir, device):
     return network.eval(), weights
 
 
-def train_classifier(network, images, labels, epochs=4, batch_size=128):
-    """Fit the network to uint8 images (N, C, H, W) and their classes (N,), all on one device."""
+def train_classifier(network, images, labels, epochs, batch_size=128):
+    """Fit the network to uint8 images (N, C, H, W) and the classes that its loss takes, all on one device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for layer in network.modules():
@@ -563,13 +665,37 @@ def train_classifier(network, images, labels, epochs=4, batch_size=128):
         for epoch in range(epochs):
             order = torch.randperm(len(images), generator=stream("cpu", "classifier", epoch))
             for index in order.to(images.device).split(batch_size):
-                loss = F.cross_entropy(network(network.prepare(images[index]))[1], labels[index])
+                loss = network.loss(network(network.prepare(images[index]))[1], labels[index])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
                 schedule.step()
                 bar.update(len(index))
     network.eval()
+
+
+def show_neighbours(path, first, second, count=16):
+    """Write a picture: the first `count` images of `second`, each beside its three nearest of `first`."""
+    chosen = second.order.argsort()[:count]
+    squares = torch.cat([*squared_distances(second.features[chosen], first.features)])
+    nearest = squares.topk(3, largest=False).indices
+
+    def tile(images, index):
+        if not torch.is_tensor(images):
+            with Image.open(images[index]) as image:
+                image = to_rgb(image)
+        else:
+            image = Image.fromarray(images[index].expand(3, -1, -1).permute(1, 2, 0).numpy())
+        return ImageOps.fit(image, (64, 64), Image.Resampling.BILINEAR)
+
+    rows = math.ceil(len(chosen) / 2)
+    sheet = Image.new("RGB", (2 * 280, rows * 66), "white")
+    for number, index in enumerate(chosen.tolist()):
+        left, top = 280 * (number // rows), 66 * (number % rows)
+        sheet.paste(tile(second.images, index), (left, top))
+        for column, neighbour in enumerate(nearest[number].tolist(), 1):
+            sheet.paste(tile(first.images, neighbour), (left + 8 + 66 * column, top))
+    sheet.save(path)
 
 
 def pick_device(name):
@@ -589,12 +715,19 @@ def parse_args(argv):
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", description=summary, formatter_class=style)
     parser.error = fail
     add = parser.add_argument
-    sets = ", ".join(DATASETS)
+    sets = ", ".join(SETS)
     add("paths", nargs="*", metavar="PATH", help=f"a folder of images, a .npz file, or one of {sets}[:test]")
     add("--save-stats", nargs=2, metavar=("PATH", "OUT.npz"), help="only write the statistics of PATH")
-    add("--metrics", nargs="+", choices=["fid", "kid", "is"], default=["fid"], help="what to compute")
+    add(
+        "--metrics",
+        nargs="+",
+        choices=["fid", "kid", "is", "pr"],
+        default=["fid"],
+        help="pr: precision, recall",
+    )
+    add("--neighbours", metavar="OUT.png", help="draw 16 images of PATH 2, each beside the nearest of PATH 1")
     add("--features", choices=["inception", "classifier"], default="inception", help="what to compare")
-    add("--dataset", choices=["mnist", "fashion_mnist"], help="the classifier's; None: that of the PATHs")
+    add("--dataset", choices=LABELLED, help="the classifier's; None: that of the PATHs")
     add("--data-dir", default="data", help="where the data sets are")
     add("--weights", metavar="FILE", help=f"a file {WEIGHTS}; None: torch.hub's, downloaded if it is missing")
     add("--num-images", type=int, metavar="N", help="take N images of each path at random")
@@ -618,12 +751,18 @@ def parse_args(argv):
     for path in args.paths:
         if path.endswith(".npz") and not Path(path).is_file():
             fail(f"{path}: no such file; give a .npz with mu and sigma, a folder, or a data set ({sets})")
-        if path.endswith(".npz") and {"kid", "is"} & {*args.metrics}:
+        if path.endswith(".npz") and {"kid", "is", "pr"} & {*args.metrics}:
             fail(f"--metrics: {' '.join(args.metrics)} need images, and {path} has none; leave them out")
+    if args.neighbours:
+        out = Path(args.neighbours)
+        if out.suffix != ".png" or out.exists() or not out.parent.is_dir():
+            fail(f"--neighbours: {out}: name a new file that ends in .png, in a folder that is there")
+        if args.save_stats or any(path.endswith(".npz") for path in args.paths):
+            fail("--neighbours: a picture needs images on both sides; leave it out, or give two folders")
     if args.features == "classifier":
-        named = {path.partition(":")[0] for path in args.paths} & {"mnist", "fashion_mnist"}
+        named = {path.partition(":")[0] for path in args.paths} & {*LABELLED}
         if args.dataset is None and len(named) != 1:
-            fail("--dataset: --features classifier needs mnist or fashion_mnist, and no PATH tells which")
+            fail(f"--dataset: --features classifier needs {', '.join(LABELLED)}, and no PATH tells which")
         args.dataset = args.dataset or named.pop()
         if args.weights:
             fail("--weights: these are for --features inception; the classifier trains its own")
@@ -651,7 +790,9 @@ def compare(first, second, args):
     if "is" in args.metrics:
         scores = [inception_score(stats.logits) for stats in (first, second)]
         result["is"], result["is_std"] = (list(values) for values in zip(*scores))
-    if args.features == "classifier":
+    if "pr" in args.metrics or args.features == "classifier" and first.count and second.count:
+        result["precision"], result["recall"] = precision_recall(first.features, second.features)
+    if args.features == "classifier" and args.dataset in DIGITS:
         reports = [class_report(s.logits, s.labels) if s.count else {} for s in (first, second)]
         names = "classes", "entropy", "confidence", "class_accuracy"
         result |= {name: [report.get(name) for report in reports] for name in names}
@@ -663,6 +804,38 @@ def compare(first, second, args):
     return result | {"features": features, "weights": weights, "is_fid": is_fid}
 
 
+class Judge:
+    """Measures samples while a script trains, as this script does: figures for --fid-every.
+
+    Digits are compared with their test set, faces with their training set, both by a classifier's features;
+    all else with 10,000 of the training `images`, uint8 (N, C, H, W), by Inception's.
+    """
+
+    def __init__(self, dataset, images, device, data_dir="data"):
+        labelled, path = dataset in LABELLED, f"{dataset}:{'test' if dataset in DIGITS else 'train'}"
+        flags = ["--features", "classifier", "--dataset", dataset] if labelled else ["--metrics", "fid", "pr"]
+        self.args = parse_args([path, "samples", *flags, "--data-dir", str(data_dir)])
+        self.device, side = torch.device(device), images.shape[-1]
+        if labelled:
+            images, _ = images_and_labels(dataset, data_dir, train=dataset not in DIGITS)
+            if side == 64 != images.shape[-1]:  # as dcgan64_celeba.py makes them: resizing changes features
+                images = resize(images, [64, 64], antialias=True)
+        order = torch.randperm(len(images), generator=stream("cpu", "images"))[:10_000]
+        self.real = images[order.to(images.device)].cpu()
+        loaded = load_classifier(dataset, data_dir, self.device) if labelled else load_inception(None)
+        self.network, self.weights = loaded
+        self.network.to(self.device)
+        self.reference = self.measure(path, self.real)
+
+    def measure(self, path, images, labels=None):
+        return measure(path, images, labels, None, self.network, self.weights, self.args, self.device)
+
+    def __call__(self, images):
+        """The distance, precision and recall of uint8 images (N, C, H, W)."""
+        result = compare(self.reference, self.measure("samples", images), self.args)
+        return result.get("fid", result.get("frechet_distance")), result["precision"], result["recall"]
+
+
 def show(result):
     """Print it for people."""
     if "fid" in result:
@@ -671,6 +844,8 @@ def show(result):
         print(f"Frechet distance: {result['frechet_distance']:.6g}")
     if "kid" in result:
         print(f"KID: {result['kid']:.6g}, standard deviation {result['kid_std']:.2g} over subsets")
+    if "precision" in result:
+        print(f"precision {result['precision']:.3f}, recall {result['recall']:.3f}")
     for path, score, spread in zip(result["paths"], result.get("is", ()), result.get("is_std", ())):
         print(f"Inception Score of {path}: {score:.6g}, standard deviation {spread:.2g} over parts")
     for i, path in enumerate(result["paths"] if "classes" in result else ()):
@@ -704,7 +879,10 @@ def main(argv=None):
     if args.save_stats:
         save_stats(args.save_stats[1], *measured)
         print(f"mu and sigma of {measured[0].count} images in {args.save_stats[1]}")
-    elif args.json:
+        return
+    if args.neighbours:
+        show_neighbours(args.neighbours, *measured)
+    if args.json:
         print(json.dumps(compare(*measured, args)))
     else:
         show(compare(*measured, args))

@@ -21,6 +21,7 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import re
 import resource
 import runpy
@@ -45,7 +46,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from tqdm import tqdm
 
@@ -106,7 +107,7 @@ class Case:
 
 TWO = {"updates": 2, "flags": ("--batch-size", "2", "--n-critic", "2"), "silent": "layers.5.bias"}
 LABELS = {"classes": torch.arange(8), "real_label": 0.9}
-NOISE = {"z": torch.randn(8, 100, generator=torch.Generator().manual_seed(1))}
+NOISE = {"z": torch.randn(8, 100, generator=torch.Generator().manual_seed(1)), "noise_std": 0.0}
 WGAN_SHAPES = (UP28, DOWN28[:4] + DOWN28[5:])
 WGAN = {"second": "critic", "betas": (0.0, 0.9), "fresh": True} | TWO
 SN = {"second": "critic", "side": 32, "fresh": True, "init": None}
@@ -351,14 +352,14 @@ def test_script_has_the_frame(script):
     assert plumbing(script.SCRIPT) == plumbing("dcgan_mnist")
     source = Path(script.__file__).read_text()
     (train,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == "train")
-    assert source.count("\n") <= (600 if script is dcgan64_celeba else 480)
+    assert source.count("\n") <= (680 if script is dcgan64_celeba else 530)
     assert ast.get_docstring(ast.parse(source)).count("\n") < 40
-    assert plumbing(script.SCRIPT).count("\n") <= 150
+    assert plumbing(script.SCRIPT).count("\n") <= 180
     assert train.end_lineno - train.lineno < 70
     nodes = list(ast.walk(ast.parse(source)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
-    allowed = {*sys.stdlib_module_names, "torch", "torchvision", "matplotlib", "tqdm", "PIL", "numpy"}
+    allowed = {*sys.stdlib_module_names, "torch", "torchvision", "matplotlib", "tqdm", "PIL", "numpy", "fid"}
     assert {name.split(".")[0] for name in names} <= allowed
 
 
@@ -518,7 +519,7 @@ def report_with_few_files(folder):
     """As on a laptop after 1,020 epochs: there are more pictures than files can be open."""
     opened = len(os.listdir("/dev/fd")) + 7
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened, opened))
-    vanilla_gan.write_report(folder, torch.zeros(3, 4), 3)
+    vanilla_gan.write_report(folder, torch.zeros(3, 4), torch.empty(0, 4), 3)
 
 
 def test_run_shows_at_most_100_frames(tmp_path):
@@ -650,6 +651,65 @@ def test_generate(script, case, whole, tmp_path, capsys):
     assert not {*snapshot(tmp_path / "7").values()} & {*snapshot(folder).values()}
     shutil.rmtree(whole.folder / "generated")
     assert snapshot(whole.folder) == before  # nothing written over
+
+
+@pytest.fixture
+def judged(monkeypatch, tmp_path):
+    """A folder of its own for the classifiers of fid.py, and the flags that measure after each epoch."""
+    monkeypatch.setattr(fid, "CACHE", tmp_path / "cache")
+    return ["--fid-every", "1", "--fid-samples", "12"]
+
+
+def test_distance_is_tracked_and_changes_no_bit(script, flags, judged, tmp_path, whole, monkeypatch, capsys):
+    """Even if the classifier is trained in the middle; and it is what fid.py says of these samples."""
+    monkeypatch.setattr(script, "LOG_EVERY", 4)
+    measured, run = spy(monkeypatch, fid.Judge, "__call__"), tmp_path / "run"
+    script.main([*flags, *judged])
+    out, err = capsys.readouterr()
+    assert "training a classifier of mnist, once" in err
+    checkpoint, plain = read(run / "checkpoint.pt"), read(whole.folder / "checkpoint.pt")
+    distances = checkpoint.pop("distances")
+    assert plain.pop("distances").shape == (0, 4)
+    checkpoint["settings"] = plain["settings"] = checkpoint["script"] = plain["script"] = None
+    assert_same_bits(checkpoint, plain)
+    assert distances[:, 0].tolist() == [6, 12]
+    assert f"distance {distances[1, 1]:.3f}  precision {distances[1, 2]:.3f}  recall" in out
+    rows = list(csv.DictReader((run / "history.csv").read_text().splitlines()))
+    assert [float(row["distance"]) for row in rows[1:]] == pytest.approx(distances[:, 1].tolist(), rel=1e-5)
+    assert rows[0]["recall"] == "nan"  # steps 1 to 4
+    assert Image.open(run / "losses.png").height > Image.open(whole.folder / "losses.png").height
+    fakes = [images for _, images in measured]
+    assert [len(images) for images in fakes] == [12, 12]
+    for number, image in enumerate(fakes[-1]):
+        (tmp_path / "samples").mkdir(exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(tmp_path / "samples" / f"{number}.png")
+    argv = ["mnist:test", tmp_path / "samples", "--data-dir", flags[3], "--features", "classifier"]
+    if script is not dcgan64_celeba:  # where the test set is made 64x64, too
+        result = fid_json(capsys, *argv)
+        expected = result["frechet_distance"], result["precision"], result["recall"]
+        assert distances[1, 1:].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def kill_inside_judge(script, cache):
+    fid.CACHE = cache
+    at_call(fid, "measure", 3, signal.SIGKILL)  # the reference, epoch 1, epoch 2
+
+
+def test_distance_after_a_kill_is_the_same(script, flags, judged, tmp_path):
+    name, (_, _, whole, part) = script.SCRIPT, ("", "", tmp_path / "whole", tmp_path / "part")
+    script.main([*flags, *judged, "--out-dir", str(whole)])
+    argv = [*flags, *judged, "--out-dir", str(part)]
+    finish(start(run_main, name, argv, kill_inside_judge, tmp_path / "cache"), -signal.SIGKILL)
+    assert read(part / "checkpoint.pt")["step"] == 6
+    script.main(["--resume", str(part / "checkpoint.pt")])
+    assert_same_run(part / "checkpoint.pt", whole / "checkpoint.pt")
+
+
+def test_distance_needs_fid_beside_the_script(script, flags, judged, tmp_path, monkeypatch, capsys):
+    fails(script, [*flags, *judged[:3], "3"], capsys, "--fid-samples", "3")
+    monkeypatch.setitem(sys.modules, "fid", None)
+    fails(script, [*flags, *judged], capsys, "--fid-every", "fid.py", "beside")
+    assert not (tmp_path / "run").exists()
 
 
 def stop(script, name, number, act, save_every=60):
@@ -1068,7 +1128,8 @@ def test_step_does_not_wait_for_the_device(script, monkeypatch):
             return original(*args)
 
     monkeypatch.setattr(script, "train_step", train_step)
-    metrics = one_round(script, **({"noise_std": 0.1} if script is dcgan_mnist else {})).metrics
+    noise = {"noise_std": 0.1} if "noise_std" in CASES[script.SCRIPT].step else {}
+    metrics = one_round(script, **noise).metrics
     assert tuple(metrics) == tuple(script.METRICS)
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())
     assert all(value.isfinite() for value in metrics.values())
@@ -1152,8 +1213,9 @@ def test_dcgan_diversity_of_constant_images_is_zero(monkeypatch):
     assert one_round(dcgan_mnist).metrics["diversity"] == 0
 
 
-def test_dcgan_instance_noise():
-    plain, noisy = (one_round(dcgan_mnist, noise_std=std).images for std in (0.0, 0.3))
+@pytest.mark.parametrize("script", [dcgan_mnist, dcgan64_celeba])
+def test_instance_noise(script):
+    plain, noisy = (one_round(script, noise_std=std).images for std in (0.0, 0.3))
     differences = [(a - b).flatten() for a, b in zip(noisy, plain)]
     for difference in differences:
         assert difference.std().item() == pytest.approx(0.3, rel=0.05)
@@ -1513,29 +1575,35 @@ def test_dcgan32_stages(script, flags, tmp_path, monkeypatch):
     assert len({path.read_bytes() for path in stages}) == 1
 
 
-class Colours:
-    """A stand-in for torchvision's CIFAR10, with pictures made of the MNIST digits in three colours."""
-
-    base_folder = torchvision.datasets.CIFAR10.base_folder
-
-    def __init__(self, root, download):
-        digits = torchvision.datasets.MNIST(ROOT / "data").data[: 3 * 32]
-        self.data = nn.functional.pad(digits, [2] * 4).view(32, 3, 32, 32).permute(0, 2, 3, 1).numpy()
+@pytest.fixture
+def cifar(tmp_path, monkeypatch):
+    """A data folder in CIFAR-10's layout, 8 pictures a file, each of three MNIST digits."""
+    folder = tmp_path / "data" / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    digits = torchvision.datasets.MNIST(ROOT / "data").data[: 3 * 48]
+    rows = nn.functional.pad(digits, [2] * 4).view(6, 8, 3072).numpy()
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    for name, data in zip(names, rows):
+        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": [1] * 8}))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["a", "b"]}))
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *args: True)
+    return tmp_path / "data"
 
 
 @pytest.mark.parametrize("script", ["dcgan32_wgan_sn", "dcgan64_celeba"], indirect=True)
-def test_cifar10(script, case, tmp_path, monkeypatch, capsys, no_network):
-    """torchvision checks the hashes of CIFAR-10's files, so none can be made up here."""
-    small = ["--dataset", "cifar10", "--batch-size", "16", "--device", "cpu", "--epochs", "1"]
-    folder = tmp_path / "empty" / "cifar-10-batches-py"
+def test_cifar10(script, case, cifar, tmp_path, capsys):
+    small = ["--dataset", "cifar10", "--batch-size", "20", "--device", "cpu", "--epochs", "1"]
     argv = [*small, "--data-dir", tmp_path / "empty", "--out-dir", tmp_path / "none"]
-    fails(script, argv, capsys, "--data-dir", folder)
-    monkeypatch.setattr(script.datasets, "CIFAR10", Colours)
-    images = script.read_images("cifar10", "data")
-    assert images.shape == (32, 3, case.side, case.side)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torchvision.datasets.CIFAR10, "download", lambda self: 1 / 0)
+        patch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: False)
+        fails(script, argv, capsys, "--data-dir", tmp_path / "empty" / "cifar-10-batches-py")
+    images = script.read_images("cifar10", cifar)
+    assert images.shape == (40, 3, case.side, case.side)
     if script is dcgan32_wgan_sn:
-        assert torch.equal(images[1, 2], torch.as_tensor(Colours("", True).data[1, :, :, 2]))
-    script.main([*small, "--out-dir", str(tmp_path / "run")])
+        digits = torchvision.datasets.MNIST(ROOT / "data").data
+        assert torch.equal(images[1, 2, 2:-2, 2:-2], digits[5])
+    script.main([*small, "--data-dir", str(cifar), "--out-dir", str(tmp_path / "run")])
     with Image.open(tmp_path / "run" / "samples" / "epoch_0001.png") as grid:
         red, green, blue = (band.tobytes() for band in grid.split())
         assert red != green != blue
@@ -1543,6 +1611,30 @@ def test_cifar10(script, case, tmp_path, monkeypatch, capsys, no_network):
     files = list((tmp_path / "run" / "generated" / "001").iterdir())
     size = (case.side, case.side)
     assert [(Image.open(path).size, Image.open(path).mode) for path in files] == [(size, "RGB")] * 3
+
+
+@pytest.mark.slow
+def test_dcgan32_tracks_the_distance_on_cifar10(script, cifar, inception, tmp_path, monkeypatch, capsys):
+    """With weights that are not the released ones, in their place: what is measured is not called FID."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    shutil.copy(inception, tmp_path / "hub" / "checkpoints" / fid.WEIGHTS)
+    argv = ["--dataset", "cifar10", "--data-dir", str(cifar), "--batch-size", "20", "--device", "cpu"]
+    argv += ["--epochs", "1", "--fid-every", "1", "--fid-samples", "6", "--out-dir", str(tmp_path / "run")]
+    script.main(argv)
+    assert "distance" in capsys.readouterr().out
+    ((step, distance, precision, recall),) = read(tmp_path / "run" / "checkpoint.pt")["distances"].tolist()
+    assert step == 2
+    generator = script.Generator(channels=3)
+    script.load_checkpoint(tmp_path / "run" / "checkpoint.pt", generator=generator)
+    script.reseed(42, "distance")
+    network, _ = fid.load_inception(inception)
+    with torch.inference_mode():
+        images = script.sample(generator, script.uniform(6, 100)), script.read_images("cifar10", cifar)
+        fake, real = (network(network.prepare(part))[0].double() for part in images)
+    expected = fid.frechet_distance(real.mean(0), torch.cov(real.T), fake.mean(0), torch.cov(fake.T))
+    assert distance == pytest.approx(expected.item(), rel=1e-3)
+    assert (precision, recall) == pytest.approx(fid.precision_recall(real, fake), abs=1e-6)
 
 
 # %% dcgan64_celeba
@@ -1788,12 +1880,32 @@ def test_dcgan64_folder_trains_and_generates(script, pictures, tmp_path):
     assert [(Image.open(path).size, Image.open(path).mode) for path in files] == [((64, 64), "RGB")] * 3
 
 
+def test_dcgan64_faces(script, tmp_path, monkeypatch, capsys):
+    """Without flags it trains on CelebA if that is there, and on these faces otherwise."""
+    images = script.read_images("faces", ROOT / "data")
+    assert torch.equal(images, fid.open_faces(ROOT / "data/faces", "train")[0])
+    fails(script, ["--dataset", "faces", "--data-dir", tmp_path], capsys, "--data-dir", "data/faces")
+    (tmp_path / "data" / "faces").mkdir(parents=True)
+    with Image.open(ROOT / "data/faces/train_00.webp") as sheet:
+        sheet.save(tmp_path / "data" / "faces" / "train_00.webp", lossless=True, method=0)
+    monkeypatch.chdir(tmp_path)
+    script.main(["--max-steps", "1", "--batch-size", "2", "--device", "cpu", "--out-dir", "run"])
+    assert "faces: 1,024 images, 512 steps an epoch" in capsys.readouterr().out
+    settings = read("run/checkpoint.pt")["settings"]
+    assert (settings["dataset"], settings["epochs"]) == ("faces", 40)
+    with Image.open("run/samples/epoch_0001.png") as grid:
+        assert grid.mode == "RGB"
+    Path("data", script.CELEBA).mkdir(parents=True)
+    fails(script, ["--device", "cpu"], capsys, "no image", script.CELEBA, last=True)
+
+
 def test_dcgan64_celeba_folder(script, tmp_path, monkeypatch, capsys, no_network):
     """torchvision's layout is found; where it is not, one line says what to do."""
     monkeypatch.chdir(tmp_path)
     folder = Path("data", "celeba", "img_align_celeba")
     argv = ["--batch-size", "4", "--epochs", "1", "--device", "cpu"]
-    fails(script, argv, capsys, "--data-dir", folder, "quota", "img_align_celeba.zip", "--dataset", "folder")
+    words = folder, "quota", "img_align_celeba.zip", "--dataset", "folder"
+    fails(script, [*argv, "--dataset", "celeba"], capsys, "--data-dir", *words)
     assert not Path("runs").exists()
     shutil.rmtree("data", ignore_errors=True)
     folder.mkdir(parents=True)
@@ -2030,6 +2142,56 @@ def test_fid_inception_score_of_known_predictors():
     p = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]], dtype=torch.float64)
     kl = (p * (p / p.mean(0)).log()).sum(1)
     assert fid.inception_score(p.log() + 3, splits=1)[0] == pytest.approx(kl.mean().exp().item(), rel=1e-12)
+
+
+def test_fid_precision_recall():
+    """Against loops over pairs; of equal and of disjoint sets; and of few pictures, shown again and again."""
+    rng = torch.Generator().manual_seed(0)
+    real, fake = torch.randn(50, 4, generator=rng), 0.7 * torch.randn(40, 4, generator=rng) + 0.8
+    distance = lambda a, b: (a.double() - b.double()).norm()  # noqa: E731
+
+    def covered(points, centres, k):
+        radii = [sorted(distance(a, b) for b in centres)[k] for a in centres]
+        inside = [any(distance(p, c) <= r for c, r in zip(centres, radii)) for p in points]
+        return sum(inside) / len(points)
+
+    for k in (1, 3):
+        expected = covered(fake, real, k), covered(real, fake, k)
+        assert fid.precision_recall(real, fake, k) == pytest.approx(expected)
+        assert 0.1 < min(expected) < max(expected) < 1
+    assert fid.precision_recall(real, real.flip(0)) == (1, 1)
+    assert fid.precision_recall(real, fake + 100) == (0, 0)
+    digits = torchvision.datasets.MNIST(ROOT / "data").data[:2050, None] / 255
+    describe = lambda images: nn.functional.adaptive_avg_pool2d(images, 7).flatten(1)  # noqa: E731
+    real, other, few = describe(digits[:1000]), describe(digits[1000:2000]), digits[2000:]
+    angle, shift = 0.2 * torch.rand(1000, generator=rng) - 0.1, torch.rand(1000, 2, generator=rng) * 4 - 2
+    turn = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], 1).view(-1, 2, 2)
+    turn = torch.cat([turn, shift[:, :, None] / 28], 2)  # up to a pixel either way
+    places = nn.functional.affine_grid(turn, [1000, 1, 28, 28], align_corners=False)
+    moved = nn.functional.grid_sample(few.repeat(20, 1, 1, 1), places, align_corners=False)
+    sets = other, describe(moved), describe(few).repeat(20, 1)
+    recalls = [fid.precision_recall(real, samples)[1] for samples in sets]
+    assert recalls[0] > 0.8
+    assert recalls[1] < 0.3
+    assert recalls[2] == 0  # the nearest neighbours of a copy are copies
+
+
+def test_fid_shows_neighbours(folders, tiny, capsys):
+    """The first in the order of their names, whatever --num-images takes, each beside the nearest."""
+    for name, source in (("b/#0.png", "a/7.png"), ("b/#1.png", "a/3.png")):
+        shutil.copy(source, name)
+    fid_json(capsys, "a", "b", "--neighbours", "n.png")
+    with Image.open("n.png") as picture:
+        assert picture.size == (560, 8 * 66)
+        for number, source in ((0, "a/7.png"), (1, "a/3.png")):
+            tiles = [picture.crop((left, 66 * number, left + 64, 66 * number + 64)) for left in (0, 74)]
+            assert tiles[0].tobytes() == tiles[1].tobytes()
+            expected = ImageOps.fit(Image.open(source).convert("RGB"), (64, 64), Image.Resampling.BILINEAR)
+            assert tiles[0].tobytes() == expected.tobytes()
+    fails(fid, ["a", "b", "--neighbours", "n.png"], capsys, "--neighbours", "n.png", "new file")
+    np.savez("s.npz", mu=np.zeros(12), sigma=np.eye(12))
+    fails(fid, ["s.npz", "b", "--neighbours", "m.png"], capsys, "--neighbours", "both sides")
+    fails(fid, ["s.npz", "b", "--metrics", "pr"], capsys, "--metrics", "s.npz")
 
 
 def test_fid_class_report():
@@ -2398,11 +2560,12 @@ def test_fid_classifier(folders, small_data, capsys):
         (folders / "classes" / str(label)).mkdir(parents=True, exist_ok=True)
         image.save(folders / "classes" / str(label) / f"{i}.png")
     args = types.SimpleNamespace(data_dir=small_data, num_images=20)  # images keep their labels when shuffled
-    files, labels = fid.open_images("classes", args)
+    files, labels, _ = fid.open_images("classes", args)
     assert [file.parent.name for file in files] == [str(label) for label in labels.tolist()]
     label_of = {np.asarray(image).tobytes(): label for image, label in digits}
-    images, labels = fid.open_images("mnist", args)
+    images, labels, order = fid.open_images("mnist", args)
     assert [label_of[image.numpy().tobytes()] for image in images] == labels.tolist()
+    assert torch.equal(images, digits.data[order, None])
     assert len(files) == len(images) == 20
     flags = "--features", "classifier", "--data-dir", small_data
     result = fid_json(capsys, "mnist", "classes", *flags)
@@ -2461,6 +2624,59 @@ def test_fid_classifier_sizes():
     large = torchvision.transforms.functional.resize(digits, [64, 64], antialias=True)
     assert network.prepare(large).shape == (8, 1, 28, 28)
     assert (network.prepare(large) - plain).abs().mean() < 0.05
+
+
+def test_faces_are_in_the_repository(tmp_path, capsys):
+    """All differ, and the table says what is on them: the hair of those with grey hair has no colour."""
+    files = subprocess.run(["git", "ls-files", "data/faces"], cwd=ROOT, capture_output=True, text=True).stdout
+    on_disk = {str(path.relative_to(ROOT)) for path in (ROOT / "data/faces").iterdir()}
+    assert not files or {*files.split()} == on_disk  # no git: a copy
+    assert sum((ROOT / name).stat().st_size for name in on_disk) < 22e6
+    for part, count in (("train", 10240), ("test", 1024)):
+        images, labels = fid.open_faces(ROOT / "data/faces", part)
+        assert (images.shape, images.dtype, labels.shape) == ((count, 3, 64, 64), torch.uint8, (count, 11))
+        assert len({image.numpy().tobytes() for image in images}) == count
+        with open(ROOT / "data/faces" / f"{part}.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        glasses = torch.tensor([row["glasses"] != "none" for row in rows])
+        assert glasses.double().mean() == pytest.approx(0.25, abs=0.03)
+        assert torch.equal(
+            glasses, labels[:, [*rows[0]].index("glasses") - 1] != 5
+        )  # "none" is the last of six
+        grey = torch.tensor([row["hair_colour"] == "grey" for row in rows])
+        top = images[:, :, 8:14, 24:40].float().std(1).mean((1, 2))  # how colourful the hair is
+        assert top[grey].mean() < 0.8 * top[~grey].mean()
+    fails(fid, ["faces", "faces:test", "--data-dir", tmp_path], capsys, "--data-dir", "data/faces")
+
+
+@pytest.mark.slow
+def test_faces_classifier_notices_what_changes(tmp_path, monkeypatch, capsys):
+    """Features learned from what is on the faces put sets in the order that people would."""
+    monkeypatch.chdir(ROOT)
+    (images, labels), (tests, classes) = (
+        fid.open_faces(Path("data/faces"), part) for part in ("train", "test")
+    )
+    network = fid.FaceClassifier((labels.amax(0) + 1).tolist())
+    fid.train_classifier(network, images[:5120], labels[:5120], epochs=4)
+    args = fid.parse_args(["faces", "samples", "--features", "classifier"])
+    without = tests[classes[:, 7] == 5]  # no glasses
+    blurred = torchvision.transforms.functional.gaussian_blur(tests, 5, 1.5)
+    halves = torch.cat([tests[..., :32], tests[..., :32].flip(3)], 3)
+    sets = {"train": images, "test": tests, "without": without, "blurred": blurred, "halves": halves}
+    seen = {
+        name: fid.measure(name, x, None, None, network, "w", args, torch.device("cpu"))
+        for name, x in sets.items()
+    }
+    result = {name: fid.compare(seen["train"], seen[name], args) for name in sets}
+    distances = {name: result[name]["frechet_distance"] for name in sets}
+    assert distances["train"] < 1e-3
+    for name in ("without", "blurred", "halves"):
+        assert distances[name] > 1.1 * distances["test"], distances
+    with torch.inference_mode():
+        logits = network(network.prepare(tests))[1]
+    assert network.accuracy(logits, classes) > 0.6
+    guess = [column.bincount().max() / len(column) for column in classes.T]  # the most frequent, always
+    assert network.accuracy(logits, classes) > sum(guess) / 11 + 0.1
 
 
 # %% benchmark
@@ -2580,8 +2796,8 @@ def test_claims_follow_a_run(name, bench, capsys, monkeypatch):
 
 def test_claims_measure_64x64_samples_against_images_made_64x64(bench):
     images = torchvision.datasets.MNIST("data", train=False).data[:, None]
-    judge = claims.Judge("mnist", 64, "cpu")
-    row = judge(torchvision.transforms.Resize(64)(images), None)
+    images = torchvision.transforms.Resize(64)(images)
+    row = claims.Judge("mnist", images, "cpu")(images, None)
     assert row["distance"] == pytest.approx(0, abs=1e-6)
     assert row["diversity"] == pytest.approx(1)
 

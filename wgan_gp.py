@@ -74,6 +74,8 @@ def add_flags(add):
     add("--latent-dim", type=int, default=100, help="length of the noise vector z")
     add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
     add("--data-dir", default="data", help="where the data set is, or torchvision downloads it to")
+    add("--fid-every", type=int, metavar="K", help="measure samples with fid.py after every Kth epoch")
+    add("--fid-samples", type=int, default=10000, metavar="N", help="how many samples that takes")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
     bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
     add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
@@ -227,6 +229,22 @@ def read_images(name, data_dir):
         fail(f"--data-dir: put the files of {name} in {Path(data_dir, kind.__name__, 'raw')} ({error!r:.90})")
 
 
+def picture_noise(args):
+    """What the pictures show each time: 64 vectors z, and eight walks of ten, each from a z1 to a z2."""
+    reseed(args.seed, "samples")
+    z = torch.randn(64, args.latent_dim).to(args.device)
+    angle = torch.linspace(0, math.pi / 2, 10, device=args.device)[:, None]
+    # cos(a) z1 + sin(a) z2 is from N(0, I) again; a straight line would pass too close to 0.
+    return z, torch.cat([angle.cos() * z1 + angle.sin() * z2 for z1, z2 in z[:16].split(2)])
+
+
+def track(judge, generator, args, step):
+    """The step and what the judge says of args.fid_samples samples, of the same noise each time: (1, 4)."""
+    reseed(args.seed, "distance")
+    z = torch.randn(args.fid_samples, args.latent_dim).to(args.device)
+    return torch.tensor([[step, *judge(sample(generator, z))]])
+
+
 def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
     images, size = read_images(args.dataset, args.data_dir).to(args.device), args.n_critic * args.batch_size
@@ -244,19 +262,15 @@ def train(args):
     parts = {"generator": generator, "critic": critic}
     parts |= {"optimizer_g": optimizer_g, "optimizer_c": optimizer_c}  # the order of train_step's arguments
 
-    # The pictures show the same noise each time: 64 vectors, and eight walks, each from a z1 to a z2. There,
-    # cos(a) z1 + sin(a) z2 is from N(0, I) again; a straight line would pass too close to 0.
-    reseed(args.seed, "samples")
-    fixed_z = torch.randn(64, args.latent_dim).to(args.device)
-    angle = torch.linspace(0, math.pi / 2, 10, device=args.device)[:, None]
-    walk_z = torch.cat([angle.cos() * z1 + angle.sin() * z2 for z1, z2 in fixed_z[:16].split(2)])
-
+    fixed_z, walk_z = picture_noise(args)
     checkpoint = load_checkpoint(args.resume, **parts) if args.resume else {}
     history = checkpoint.get("history", torch.empty(0, len(METRICS))).to(args.device)  # a row for each step
+    distances = checkpoint.get("distances", torch.empty(0, 4))  # a row for each time that they were measured
+    judge = open_judge(args, images)
     folder = open_folder(args, f"runs/{SCRIPT}")
     (folder / "samples").mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
-    step, saved_at = len(history), save(folder, args, history, parts)
+    step, saved_at = len(history), save(folder, args, history, distances, parts)
     print(f"{len(images):,} images, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
     while True:
         epoch, done = divmod(step, steps_per_epoch)
@@ -266,7 +280,7 @@ def train(args):
             to_pil_image(grid[:1]).save(folder / "samples" / f"epoch_{number:04d}.png")
             to_pil_image(walk[:1]).save(folder / "interpolation.png")  # make_grid has made grey RGB
             if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
-                write_report(folder, history, steps_per_epoch)
+                write_report(folder, history, distances, steps_per_epoch)
         if step >= last_step:
             break
 
@@ -285,10 +299,12 @@ def train(args):
             if step % LOG_EVERY == 0:
                 bar.set_postfix_str(summary(history[step - LOG_EVERY : step]))
             if time.monotonic() > saved_at + SAVE_EVERY:
-                saved_at = save(folder, args, history[:step], parts)
-        saved_at = save(folder, args, history, parts)
+                saved_at = save(folder, args, history[:step], distances, parts)
+        if judge and step % (args.fid_every * steps_per_epoch) == 0:
+            distances = torch.cat([distances, track(judge, generator, args, step)])
+        saved_at = save(folder, args, history, distances, parts)
 
-        means = summary(history[epoch * steps_per_epoch :])
+        means = summary(history[epoch * steps_per_epoch :], distances[distances[:, 0] == step])
         print(f"{name}  {means}  {bar.format_dict['elapsed']:.0f} s", flush=True)
     print(f"{step} steps done, see {folder}")
 
@@ -355,6 +371,19 @@ def open_folder(args, parent):
     return folder
 
 
+def open_judge(args, images):
+    """What measures samples for --fid-every: the Judge of fid.py, which is not needed otherwise; or None."""
+    if not args.fid_every:
+        return None
+    if args.fid_samples < 4:
+        fail(f"--fid-samples: {args.fid_samples} is too few; give 4 or more")
+    try:
+        import fid
+    except ImportError as error:
+        fail(f"--fid-every: put fid.py of this script's repository beside it, which measures ({error})")
+    return fid.Judge(args.dataset, images, args.device, args.data_dir)
+
+
 def load_checkpoint(path, **parts):
     """Read a checkpoint of this script as a dict, and give `parts` (networks, optimisers) their states."""
     try:
@@ -368,7 +397,7 @@ def load_checkpoint(path, **parts):
     return checkpoint
 
 
-def save(folder, args, history, parts):
+def save(folder, args, history, distances, parts):
     """Write the checkpoint beside the old one and move it into place. Returns the time on the clock."""
     states = {name: part.state_dict() for name, part in parts.items()}
     networks = [states[name] for name, part in parts.items() if isinstance(part, nn.Module)]
@@ -377,27 +406,41 @@ def save(folder, args, history, parts):
     if not all(finite):
         step = min(finite.index(False) + 1, len(history))
         fail(f"step {step}: a number is not finite; lower --lr-g or --lr-d (the checkpoint is good)", 1)
-    states |= {"script": SCRIPT, "settings": vars(args), "step": len(history), "history": history.clone()}
+    states |= {"script": SCRIPT, "settings": vars(args), "step": len(history)}
+    states |= {"history": history.clone(), "distances": distances}
     torch.save(states, folder / "checkpoint.tmp")
     os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")  # so there is never half of one
     return time.monotonic()
 
 
-def summary(rows):
-    """The mean of each metric over some steps (steps, len(METRICS)), as text."""
-    return "  ".join(f"{name} {mean:.3f}" for name, mean in zip(METRICS, rows.mean(0).tolist()))
+DISTANCES = ["distance", "precision", "recall"]  # what --fid-every measures
 
 
-def write_report(folder, history, steps_per_epoch):
+def summary(rows, distances=()):
+    """The mean of each metric over some steps (steps, len(METRICS)), and what was measured, as text."""
+    values = [*zip(METRICS, rows.mean(0).tolist())]
+    values += [pair for _, *row in distances for pair in zip(DISTANCES, row)]
+    return "  ".join(f"{name} {value:.3f}" for name, value in values)
+
+
+def write_report(folder, history, distances, steps_per_epoch):
     """history.csv and losses.png, from means over LOG_EVERY steps; progress.gif, at most 100 frames."""
     rows = torch.stack([part.mean(0) for part in history.cpu().split(LOG_EVERY)]).numpy()
     steps = [min(start + LOG_EVERY, len(history)) for start in range(0, len(history), LOG_EVERY)]
     table = np.column_stack([[(step - 1) // steps_per_epoch + 1 for step in steps], steps, rows])
-    head, form = ",".join(["epoch", "step", *METRICS]), ["%d", "%d", *["%.6g"] * len(METRICS)]
+    names, panels = [*METRICS], {**PANELS}
+    if len(distances):  # each is in the row whose steps include that after which it was measured
+        names, panels = names + DISTANCES, panels | {"distance": DISTANCES[:1], "samples": DISTANCES[1:]}
+        table = np.column_stack([table, np.full((len(table), 3), np.nan)])
+        table[(distances[:, 0].long() - 1) // LOG_EVERY, -3:] = distances[:, 1:]
+    head, form = ",".join(["epoch", "step", *names]), ["%d", "%d", *["%.6g"] * len(names)]
     np.savetxt(folder / "history.csv", table, form, ",", header=head, comments="")
-    figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
-    for axis, (title, names) in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS.items()):
-        axis.plot(steps, rows[:, [METRICS.index(name) for name in names]], label=names, linewidth=1)
+    figure = Figure(figsize=(8, 2.4 * len(panels)), layout="constrained")
+    for axis, (title, shown) in zip(figure.subplots(len(panels), squeeze=False).flat, panels.items()):
+        for name in shown:
+            values, style = table[:, 2 + names.index(name)], ".-" if name in DISTANCES else "-"
+            there = np.isfinite(values)
+            axis.plot(table[there, 1], values[there], style, label=name, linewidth=1)
         axis.set(xlabel="step", ylabel=title)
         axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(folder / "losses.png")
@@ -430,6 +473,7 @@ def parse_args(argv):
                 fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
     for name, value in vars(args).items():
         fine = name == "seed" or name != "generate" and value == parser.get_default(name)
+        fine |= name == "instance_noise" and value == 0
         if type(value) in (int, float) and not fine and not 0 < value < math.inf:
             fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
     if args.device == "auto":
