@@ -1,11 +1,12 @@
 """DCGAN for 64x64 colour pictures: faces, or any folder of images; on one processor or on many.
 
-    python dcgan64_celeba.py --device cuda          # 5 epochs of the faces in data/celeba/img_align_celeba
+    python dcgan64_celeba.py                        # CelebA if it is there, else the cartoons in data/faces
     python dcgan64_celeba.py --dataset folder --data-dir ~/Pictures --epochs 50
     torchrun --nproc-per-node=2 dcgan64_celeba.py --device cuda
 
 The DCGAN of the paper, at its full size. The generator G starts from z as a picture of one pixel with 100
-channels, makes it 4x4, and doubles it four times; D is its mirror. The losses are those of vanilla_gan.py:
+channels, makes it 4x4, and doubles it four times; the discriminator D is its mirror. The losses are those of
+vanilla_gan.py:
 
     L_D = -E[log D(x)] - E[log(1 - D(G(z)))]
     L_G = -E[log D(G(z))]
@@ -16,16 +17,22 @@ are named as in PyTorch's own DCGAN example, so load_state_dict takes its weight
 To decode 202,599 photographs in every epoch would take too long. They are decoded once, on all cores, cut to
 their middle square, and written as 64x64 pixels into one file of 2.5 GB. Later runs map it into memory.
 
-Many processes (torchrun) share each batch. Each takes its part of the same images and the same noise, and
-DistributedDataParallel averages the gradients. So K processes do what one does, except that batch
-normalisation sees only its own process's part.
+Started by torchrun, several processes share each batch: each takes its part of the images and of z, and
+DistributedDataParallel averages the gradients. So K processes train as one would, but for two things: batch
+normalisation sees only its own process's part, and each process draws its own instance noise.
 
-What to watch: the samples, and patiently. On 3,786 emoji, D won for 360 steps, and all samples were the same
-grey; then D lost its lead, and colours and shapes came. On Fashion-MNIST the distance to the test set was
-best after four epochs. Then D pulled ahead, and the samples lost variety. (One run each; RESULTS.md.)
+What to watch: whether D runs away: d_real near 1, d_fake near 0, L_G climbing. On drawings it soon does.
+Convolutions rarely make a perfectly flat colour, and the faint texture that they leave gives every fake away.
+A D that looks only at texture teaches G nothing about faces, and all backgrounds come out alike.
 
-Paper: Radford et al. 2015, arXiv 1511.06434. Departures, all as in PyTorch's example: kernels of 4 (the
-paper: 5), half the channels, z normal and not uniform, the fakes of D's step used again in G's.
+The remedy is instance noise: Gaussian noise on every image that D sees, real or fake. It hides the texture,
+so D has to judge shapes and colours. The noise falls in a straight line from a standard deviation of 0.5
+(pixels are in [-1, 1]) to 0, so the details come last, and most epochs show grainy faces. Only the cartoons
+get it by default. --instance-noise 0 leaves it out. On MNIST it did not help (RESULTS.md).
+
+Papers: Radford et al. 2015, arXiv 1511.06434; Sonderby et al. 2016, 1610.04490 (instance noise). Departures,
+all but the noise as in PyTorch's example: kernels of 4 (the paper: 5), half the channels, z normal and not
+uniform, the fakes of D's step used again in G's.
 """
 
 import argparse
@@ -61,21 +68,21 @@ from tqdm import tqdm
 
 def add_flags(add):
     """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
-    noise = "std of noise on D's input at first; it falls to 0; None: 0.5 over faces, else 0"
+    noise = "std of the noise on D's input at the start; None: 0.5 with --dataset faces, else 0"
     add("--instance-noise", type=float, help=noise)
-    add("--noise-epochs", type=int, help="epochs that this takes; None: as many as --epochs says at first")
+    add("--noise-epochs", type=int, help="epochs until that noise is 0; None: what --epochs says at first")
     add("--tensorboard", action="store_true", help="also write TensorBoard events")
-    add("--epochs", type=int, help="passes over the training set; None: 40 over faces, else 5")
+    add("--epochs", type=int, help="passes over the training set; None: 40 with --dataset faces, else 5")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
     add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminator")
     add("--batch-size", type=int, default=128, help="images per step")
     add("--latent-dim", type=int, default=100, help="length of the noise vector z")
     choices = ["celeba", "faces", "folder", "mnist", "fashion_mnist", "cifar10"]
-    add("--dataset", choices=choices, help="what to train on; None: celeba if it is there, else faces")
+    add("--dataset", choices=choices, help="None: celeba if it is there, else faces, which are cartoons")
     add("--data-dir", default="data", help="where the data set, or the folder of images, is")
-    add("--fid-every", type=int, metavar="K", help="measure samples with fid.py after every Kth epoch")
-    add("--fid-samples", type=int, default=10000, metavar="N", help="how many samples that takes")
+    add("--fid-every", type=int, metavar="K", help="every K epochs: distance, precision, recall, by fid.py")
+    add("--fid-samples", type=int, default=10000, metavar="N", help="how many samples it measures")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
     bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
     add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
@@ -247,9 +254,11 @@ def fill_in(args):
 def read_sheets(folder):
     """The training faces in `folder`, uint8 (N, 3, 64, 64), from sheets of 32 rows of 32 faces."""
     sheets = sorted(folder.glob("train_??.webp"))
-    if not sheets:
-        fail(f"--data-dir: no faces in {folder}; copy data/faces of this script's repository there")
-    faces = np.stack([np.asarray(Image.open(sheet)) for sheet in sheets]).reshape(-1, 32, 64, 32, 64, 3)
+    try:
+        faces = np.stack([np.asarray(Image.open(sheet)) for sheet in sheets]).reshape(-1, 32, 64, 32, 64, 3)
+    except (OSError, ValueError) as error:
+        hint = "copy data/faces of this script's repository there"
+        fail(f"--data-dir: {folder} has no sheets of faces; {hint} ({error!r:.90})")
     return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
 
 
@@ -358,6 +367,7 @@ def share(network, world):
 SCRIPT = Path(__file__).stem
 LOG_EVERY = 20  # steps between rows of history.csv
 SAVE_EVERY = 60  # seconds between checkpoints inside an epoch
+DISTANCES = ["distance", "precision", "recall"]  # of samples, which --fid-every measures
 
 
 def open_run(args, step):
@@ -383,10 +393,12 @@ def picture_noise(args):
 
 
 def track(judge, generator, args, step):
-    """The step and what the judge says of args.fid_samples samples, of the same noise each time: (1, 4)."""
+    """Measure args.fid_samples samples, of the same noise each time; a row of the step and what was found."""
     reseed(args.seed, "distance")
     z = torch.randn(args.fid_samples, args.latent_dim).to(args.device)
-    return torch.tensor([[step, *judge(sample(generator, z))]])
+    found = judge(sample(generator, z))
+    print("  " + "  ".join(f"{name} {value:.3f}" for name, value in zip(DISTANCES, found)), flush=True)
+    return torch.tensor([[step, *found]])
 
 
 def train(args):
@@ -414,8 +426,7 @@ def train(args):
     players = share(generator, world), share(discriminator, world), optimizer_g, optimizer_d
     folder, writer = open_run(args, len(history)) if rank == 0 else (None, None)
     step, saved_at = len(history), save(folder, args, history, distances, parts) if rank == 0 else math.inf
-    name = f"{args.dataset}: {len(images):,} images"
-    print(f"{name}, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
+    print(f"{args.dataset}: {len(images):,} images, {steps_per_epoch} steps an epoch, into {folder}")
     while True:
         epoch, done = divmod(step, steps_per_epoch)
         if rank == 0 and step and (done == 0 or step >= last_step):  # complete now, or before --resume
@@ -423,6 +434,9 @@ def train(args):
             grid, walk = make_grid(sample(generator, fixed_z), 8), make_grid(sample(generator, walk_z), 10)
             to_pil_image(grid[:channels]).save(folder / "samples" / f"epoch_{number:04d}.png")
             to_pil_image(walk[:channels]).save(folder / "interpolation.png")
+            if judge and done == 0 and epoch % args.fid_every == 0 and step not in distances[:, 0]:
+                distances = torch.cat([distances, track(judge, generator, args, step)])
+                saved_at = save(folder, args, history, distances, parts)
             if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
                 write_report(folder, history, distances, steps_per_epoch)
             if writer:
@@ -453,10 +467,8 @@ def train(args):
                     writer.add_scalar(metric, mean, step)
             if time.monotonic() > saved_at + SAVE_EVERY:
                 saved_at = save(folder, args, history[:step], distances, parts)
-        if judge and step % (args.fid_every * steps_per_epoch) == 0:
-            distances = torch.cat([distances, track(judge, generator, args, step)])
         saved_at = save(folder, args, history, distances, parts) if rank == 0 else math.inf
-        means = summary(history[epoch * steps_per_epoch :], distances[distances[:, 0] == step])
+        means = summary(history[epoch * steps_per_epoch :])
         print(f"{name}  {means}  {bar.format_dict['elapsed']:.0f} s", flush=True)
     print(f"{step} steps done, see {folder}")
 
@@ -565,26 +577,22 @@ def save(folder, args, history, distances, parts):
     return time.monotonic()
 
 
-DISTANCES = ["distance", "precision", "recall"]  # what --fid-every measures
-
-
-def summary(rows, distances=()):
-    """The mean of each metric over some steps (steps, len(METRICS)), and what was measured, as text."""
-    values = [*zip(METRICS, rows.mean(0).tolist())]
-    values += [pair for _, *row in distances for pair in zip(DISTANCES, row)]
-    return "  ".join(f"{name} {value:.3f}" for name, value in values)
+def summary(rows):
+    """The mean of each metric over some steps (steps, len(METRICS)), as text."""
+    return "  ".join(f"{name} {mean:.3f}" for name, mean in zip(METRICS, rows.mean(0).tolist()))
 
 
 def write_report(folder, history, distances, steps_per_epoch):
     """history.csv and losses.png, from means over LOG_EVERY steps; progress.gif, at most 100 frames."""
-    rows = torch.stack([part.mean(0) for part in history.cpu().split(LOG_EVERY)]).numpy()
-    steps = [min(start + LOG_EVERY, len(history)) for start in range(0, len(history), LOG_EVERY)]
+    steps = {*range(LOG_EVERY, len(history), LOG_EVERY), len(history), *distances[:, 0].int().tolist()}
+    steps, history = sorted(steps), history.cpu()  # a row ends where distances were measured, too
+    rows = [history[start:end].mean(0).tolist() for start, end in zip([0, *steps], steps)]
     table = np.column_stack([[(step - 1) // steps_per_epoch + 1 for step in steps], steps, rows])
     names, panels = [*METRICS], {**PANELS}
-    if len(distances):  # each is in the row whose steps include that after which it was measured
-        names, panels = names + DISTANCES, panels | {"distance": DISTANCES[:1], "samples": DISTANCES[1:]}
+    if len(distances):
+        names, panels = names + DISTANCES, panels | {"of samples": DISTANCES[:1], "share": DISTANCES[1:]}
         table = np.column_stack([table, np.full((len(table), 3), np.nan)])
-        table[(distances[:, 0].long() - 1) // LOG_EVERY, -3:] = distances[:, 1:]
+        table[np.isin(steps, distances[:, 0]), -3:] = distances[:, 1:]
     head, form = ",".join(["epoch", "step", *names]), ["%d", "%d", *["%.6g"] * len(names)]
     np.savetxt(folder / "history.csv", table, form, ",", header=head, comments="")
     figure = Figure(figsize=(8, 2.4 * len(panels)), layout="constrained")
@@ -613,7 +621,8 @@ def parse_args(argv):
     if (args.generate is None) != (args.checkpoint is None) or (args.checkpoint and args.resume):
         fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
     if path is not None:
-        settings, free = load_checkpoint(path)["settings"], {"epochs", "max_steps", "device"}
+        settings = load_checkpoint(path)["settings"]
+        free = {"epochs", "max_steps", "device", "fid_every", "fid_samples"}
         asked = {"resume": path, "out_dir": str(Path(path).parent)}
         if args.generate is not None:
             names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}

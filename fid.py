@@ -1,38 +1,39 @@
 """FID, KID, precision and recall: how far is one set of images from another?
 
     python fid.py PATH1 PATH2                       # the FID of two folders: real images, then samples
-    python fid.py cifar10:train runs/dcgan64_celeba/001/generated/001 --metrics fid kid is pr
+    python fid.py cifar10:train runs/dcgan32_wgan_sn/001/generated/001 --metrics fid kid is pr
     python fid.py mnist:test runs/dcgan_mnist/001/generated/001 --features classifier
     python fid.py --save-stats PATH1 stats.npz      # then: python fid.py stats.npz PATH2
 
 A path is a folder of images (nested or not, any format, mode and size), a .npz file with the arrays mu and
-sigma (pytorch-fid writes and reads the same), or a data set: mnist, fashion_mnist:test, cifar10:train, faces.
+sigma (pytorch-fid writes and reads the same), or a data set: mnist:test, fashion_mnist, cifar10:train, faces.
 
-These measures compare features of Inception v3, a classifier, and not pixels. For the Frechet inception
-distance, the features of each set, 2048 numbers an image, are described by a Gaussian, N(m1, S1) and N(m2,
-S2). The FID is the squared 2-Wasserstein distance between the two:
+These measures compare features of Inception v3, a classifier, and not pixels. Describe the features of each
+set, 2048 numbers an image, by a Gaussian, N(m1, S1) and N(m2, S2). The squared Frechet distance of the two
+(the squared 2-Wasserstein distance), on these features, is the FID. On others it is no FID, only a distance:
 
-    FID = |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
+    FID = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2))
 
-The last trace needs no matrix square root: with S1 = A A' and S2 = B B' it is the sum of the singular values
-of A'B. The kernel inception distance compares all pairs of images. With d features and a kernel k,
+The last trace needs no matrix square root: if S1 = A A^T and S2 = B B^T, it is the sum of the singular values
+of A^T B. The KID assumes no Gaussian, and its estimate is unbiased. With features x, x' of two real images
+and y, y' of two samples, d numbers each, it is (here the mean over 100 random subsets of up to 1,000 images)
 
     KID = E[k(x, x')] + E[k(y, y')] - 2 E[k(x, y)],    k(x, y) = (x.y / d + 1)^3
 
-Precision and recall tell bad samples from few of them. Give each image a ball that reaches to its third
-nearest neighbour in its own set. Precision is the share of samples in the ball of a real image: do they look
-real? Recall is the share of real images in the ball of a sample: is all that is real made? The Inception
-Score looks at one set: exp E[KL(p(c|x) || p(c))] for classes c, from 1 (all alike) to their number.
+Precision and recall separate two faults: samples that look wrong, and samples that lack variety. Each image
+gets a ball that reaches to its third nearest neighbour in its own set. Precision is the share of samples in
+some real image's ball, recall the share of real images in some sample's ball. The Inception Score needs one
+set: exp E[KL(p(c|x) || p(c))], from 1 to the number of classes c.
 
-How they mislead. (1) The FID falls with the number of images, even between two sets of real ones, because m
-and S are estimates. So does any Frechet distance: on the features of (4), MNIST's two sets are 60.6 apart
-with 500 images of each, 4.8 with 10,000. Compare figures of equal numbers only. (2) Resizing and rounding
-change features: compare what went through the same steps. (3) Other weights, other features or bf16 give
-other figures. This script says FID only if both sides went through the network of the FID's authors, with
-the weights that pytorch-fid released, in fp32. (4) Digits and cartoons are not photographs. For these,
---features classifier trains a small network on the labelled training set and compares its last hidden layer.
-(5) A small distance does not mean diversity: look at recall. (6) Copies of training images do well in all of
-this: --neighbours draws samples beside the training images that are nearest.
+How they mislead. (1) The fewer the images, the larger the FID, because m and S are estimates. On the features
+of (4), MNIST's training and test sets are 60.6 apart with 500 images of each, 4.8 with 10,000. Compare equal
+numbers only. (2) Resizing and rounding change features: send both sets through the same steps. (3) Other
+weights, other features or bf16 give other figures. This script says FID only for the FID authors' network,
+the weights that pytorch-fid released, and fp32. (4) Inception learned from photographs, not from digits or
+cartoons. For these, --features classifier trains a small network and compares its last hidden layer.
+(5) Blurs near the mean lie in many balls, and a few odd samples have balls that hold everything: read
+precision and recall together, and look. (6) Copies of training images do well in all of this: --neighbours
+shows them.
 
 Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, 1801.01401 (KID);
 Kynkaanniemi et al. 2019, 1904.06991 (precision, recall); Salimans et al. 2016, 1606.03498 (Inception Score).
@@ -404,7 +405,7 @@ def warn(message):
 
 
 def stream(device, *key):
-    """Random numbers that follow from `key` alone, so that a checkpoint needs no random state."""
+    """A random generator that follows from `key` alone: the same call picks the same images."""
     return torch.Generator(device).manual_seed(random.Random(repr(key)).getrandbits(63))
 
 
@@ -432,10 +433,13 @@ def open_faces(folder, part):
             with open(folder / f"{table}.csv", newline="") as file:
                 tables.append([list(row.values())[1:] for row in csv.DictReader(file)])  # all but its number
         faces = np.stack([np.asarray(Image.open(sheet)) for sheet in sheets]).reshape(-1, 32, 64, 32, 64, 3)
+        names = [sorted({*column}) for column in zip(*tables[0])]
+        labels = [[classes.index(name) for classes, name in zip(names, row)] for row in tables[1]]
+        if len(labels) != 1024 * len(faces):
+            raise ValueError(f"{len(faces)} sheets, but {len(labels)} rows of attributes")
     except (OSError, ValueError) as error:
-        fail(f"--data-dir: no faces in {folder}; copy data/faces of this script's repository there ({error})")
-    names = [{name: number for number, name in enumerate(sorted({*column}))} for column in zip(*tables[0])]
-    labels = [[classes[name] for classes, name in zip(names, row)] for row in tables[1]]
+        hint = "copy data/faces of this script's repository there"
+        fail(f"--data-dir: {folder} is not whole; {hint} ({error!r:.100})")
     images = torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
     return images, torch.tensor(labels)
 
@@ -462,8 +466,9 @@ def open_images(path, args):
         images = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
         parents = [file.relative_to(path).parts[0] for file in images]
         labels = torch.tensor([int(name) for name in parents]) if {*parents} <= {*"0123456789"} else None
-    if len(images) < 2:
-        fail(f"{path}: {len(images)} images; give a folder with two or more ({', '.join(SUFFIXES)})")
+    least = 4 if args.neighbours or "pr" in args.metrics else 2  # three neighbours of each
+    if min(len(images), args.num_images or least) < least:
+        fail(f"{path}: {len(images)} images; take {least} or more, of {', '.join(SUFFIXES)}")
     order = torch.randperm(len(images), generator=stream("cpu", "images"))[: args.num_images]
     images = images[order] if torch.is_tensor(images) else [images[i] for i in order]
     return images, labels if labels is None else labels[order], order
@@ -790,7 +795,8 @@ def compare(first, second, args):
     if "is" in args.metrics:
         scores = [inception_score(stats.logits) for stats in (first, second)]
         result["is"], result["is_std"] = (list(values) for values in zip(*scores))
-    if "pr" in args.metrics or args.features == "classifier" and first.count and second.count:
+    enough = min(first.count or 0, second.count or 0) > 3
+    if "pr" in args.metrics or args.features == "classifier" and enough:
         result["precision"], result["recall"] = precision_recall(first.features, second.features)
     if args.features == "classifier" and args.dataset in DIGITS:
         reports = [class_report(s.logits, s.labels) if s.count else {} for s in (first, second)]
@@ -807,8 +813,9 @@ def compare(first, second, args):
 class Judge:
     """Measures samples while a script trains, as this script does: figures for --fid-every.
 
-    Digits are compared with their test set, faces with their training set, both by a classifier's features;
-    all else with 10,000 of the training `images`, uint8 (N, C, H, W), by Inception's.
+    Digits and garments are compared with their test set. Faces, whose test set is small, are compared with
+    their training set, so that copies would do best: see --neighbours. All else is compared by Inception's
+    features, with 10,000 of the training `images`, uint8 (N, C, H, W).
     """
 
     def __init__(self, dataset, images, device, data_dir="data"):
@@ -857,7 +864,7 @@ def show(result):
             print(line)
     if not result["is_fid"]:
         origin = f"{result['features']} features (weights {result['weights'] or 'of unknown origin'})"
-        print(f"on {origin}: not known to be the FID Inception's, so do not compare it with an FID")
+        print(f"on {origin}: not known to be the FID Inception's, so do not compare it with any FID")
 
 
 def main(argv=None):

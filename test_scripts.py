@@ -123,6 +123,9 @@ CASES = {
 }
 
 
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in [*CASES][1:]]  # all but the first
+
+
 def pytest_generate_tests(metafunc):
     """A test that asks for `script` runs with each, or with the one that its name begins with."""
     marked = any("script" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
@@ -352,7 +355,7 @@ def test_script_has_the_frame(script):
     assert plumbing(script.SCRIPT) == plumbing("dcgan_mnist")
     source = Path(script.__file__).read_text()
     (train,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == "train")
-    assert source.count("\n") <= (680 if script is dcgan64_celeba else 530)
+    assert source.count("\n") <= (690 if script is dcgan64_celeba else 530)
     assert ast.get_docstring(ast.parse(source)).count("\n") < 40
     assert plumbing(script.SCRIPT).count("\n") <= 180
     assert train.end_lineno - train.lineno < 70
@@ -673,10 +676,14 @@ def test_distance_is_tracked_and_changes_no_bit(script, flags, judged, tmp_path,
     checkpoint["settings"] = plain["settings"] = checkpoint["script"] = plain["script"] = None
     assert_same_bits(checkpoint, plain)
     assert distances[:, 0].tolist() == [6, 12]
-    assert f"distance {distances[1, 1]:.3f}  precision {distances[1, 2]:.3f}  recall" in out
+    assert f"  distance {distances[1, 1]:.3f}  precision {distances[1, 2]:.3f}  recall" in out
     rows = list(csv.DictReader((run / "history.csv").read_text().splitlines()))
-    assert [float(row["distance"]) for row in rows[1:]] == pytest.approx(distances[:, 1].tolist(), rel=1e-5)
-    assert rows[0]["recall"] == "nan"  # steps 1 to 4
+    assert [int(row["step"]) for row in rows] == [4, 6, 8, 12]
+    assert [row["recall"] == "nan" for row in rows] == [True, False, True, False]
+    found = [float(row["distance"]) for row in rows[1::2]]
+    assert found == pytest.approx(distances[:, 1].tolist(), rel=1e-5)
+    means = checkpoint["history"][4:6].mean(0).tolist()  # of the steps since the row before
+    assert [float(rows[1][name]) for name in script.METRICS] == pytest.approx(means, rel=1e-5)
     assert Image.open(run / "losses.png").height > Image.open(whole.folder / "losses.png").height
     fakes = [images for _, images in measured]
     assert [len(images) for images in fakes] == [12, 12]
@@ -691,18 +698,27 @@ def test_distance_is_tracked_and_changes_no_bit(script, flags, judged, tmp_path,
 
 
 def kill_inside_judge(script, cache):
-    fid.CACHE = cache
+    fid.CACHE, script.SAVE_EVERY = cache, 0
     at_call(fid, "measure", 3, signal.SIGKILL)  # the reference, epoch 1, epoch 2
 
 
+@pytest.mark.parametrize("script", ["vanilla_gan", *SLOW], indirect=True)
 def test_distance_after_a_kill_is_the_same(script, flags, judged, tmp_path):
     name, (_, _, whole, part) = script.SCRIPT, ("", "", tmp_path / "whole", tmp_path / "part")
     script.main([*flags, *judged, "--out-dir", str(whole)])
     argv = [*flags, *judged, "--out-dir", str(part)]
     finish(start(run_main, name, argv, kill_inside_judge, tmp_path / "cache"), -signal.SIGKILL)
-    assert read(part / "checkpoint.pt")["step"] == 6
+    assert read(part / "checkpoint.pt")["step"] == 12
+    assert len(read(part / "checkpoint.pt")["distances"]) == 1
     script.main(["--resume", str(part / "checkpoint.pt")])
     assert_same_run(part / "checkpoint.pt", whole / "checkpoint.pt")
+    late = [
+        "--resume",
+        str(tmp_path / "late" / "checkpoint.pt"),
+    ]  # and a run that is done can be measured still
+    script.main([*flags, "--out-dir", str(tmp_path / "late")])
+    script.main([*late, *judged])
+    assert torch.equal(read(late[1])["distances"], read(whole / "checkpoint.pt")["distances"][1:])
 
 
 def test_distance_needs_fid_beside_the_script(script, flags, judged, tmp_path, monkeypatch, capsys):
@@ -764,9 +780,6 @@ def test_resume_saves_inside_long_epochs(script, flags, monkeypatch):
     calls = spy(monkeypatch, script.torch, "save")
     script.main([*flags, "--epochs", "1"])
     assert [state["step"] for state, _ in calls] == [0, 1, 2, 3, 4, 5, 6, 6]
-
-
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in [*CASES][1:]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -1223,7 +1236,8 @@ def test_instance_noise(script):
     assert abs(torch.corrcoef(torch.stack(differences))[1, 2]) < 0.05
 
 
-def test_dcgan_instance_noise_is_annealed(script, flags, tmp_path, monkeypatch):
+@pytest.mark.parametrize("script", ["dcgan_mnist", "dcgan64_celeba"], indirect=True)
+def test_instance_noise_is_annealed(script, flags, tmp_path, monkeypatch):
     """Over as many epochs as were asked for at first, so that more of them do not change what is past."""
     calls = spy(monkeypatch, script, "train_step")
     script.main([*flags, "--instance-noise", "0.6"])
@@ -1892,7 +1906,8 @@ def test_dcgan64_faces(script, tmp_path, monkeypatch, capsys):
     script.main(["--max-steps", "1", "--batch-size", "2", "--device", "cpu", "--out-dir", "run"])
     assert "faces: 1,024 images, 512 steps an epoch" in capsys.readouterr().out
     settings = read("run/checkpoint.pt")["settings"]
-    assert (settings["dataset"], settings["epochs"]) == ("faces", 40)
+    names = "dataset", "epochs", "noise_epochs", "instance_noise"
+    assert [settings[name] for name in names] == ["faces", 40, 40, 0.5]
     with Image.open("run/samples/epoch_0001.png") as grid:
         assert grid.mode == "RGB"
     Path("data", script.CELEBA).mkdir(parents=True)
@@ -1975,7 +1990,8 @@ def together(tmp_path, world, name, argv, plain=False, stop=False, status=0):
 
 def test_dcgan64_two_processes_without_batch_statistics(script, flags, tmp_path):
     """The gradients of two processes, averaged, are those of one that has the whole batch to itself."""
-    step = [*flags[:-2], "--max-steps", "1", "--lr-d", "1e-12"]  # D moves too little for G to notice
+    # D moves too little for G to notice.
+    step = [*flags[:-2], "--max-steps", "1", "--lr-d", "1e-12"]
     (one,) = together(tmp_path, 1, "one", [*step, "--out-dir", tmp_path / "run1"], plain=True)
     two = together(tmp_path, 2, "two", [*step, "--out-dir", tmp_path / "run2"], plain=True)
     for optimizer in ("optimizer_g", "optimizer_d"):  # after one step, Adam's mean is half the gradient
@@ -2160,6 +2176,14 @@ def test_fid_precision_recall():
         assert fid.precision_recall(real, fake, k) == pytest.approx(expected)
         assert 0.1 < min(expected) < max(expected) < 1
     assert fid.precision_recall(real, real.flip(0)) == (1, 1)
+    many, more = (torch.randn(count, 4, generator=rng) for count in (1100, 1300))  # more than a part of rows
+    squares = torch.cdist(more.double(), many.double()).square()
+    inside = [squares.T <= fid.squared_radii(more, 3), squares <= fid.squared_radii(many, 3)]
+    recall, precision = (part.any(1).double().mean().item() for part in inside)
+    assert fid.precision_recall(many, more) == pytest.approx((precision, recall))
+    copies = torch.rand(10, 300, generator=rng).repeat(4, 1)  # whose radii are 0, in spite of rounding
+    assert not fid.squared_radii(copies, 3).any()
+    assert fid.precision_recall(copies, copies[:20]) == (1, 1)
     assert fid.precision_recall(real, fake + 100) == (0, 0)
     digits = torchvision.datasets.MNIST(ROOT / "data").data[:2050, None] / 255
     describe = lambda images: nn.functional.adaptive_avg_pool2d(images, 7).flatten(1)  # noqa: E731
@@ -2192,6 +2216,7 @@ def test_fid_shows_neighbours(folders, tiny, capsys):
     np.savez("s.npz", mu=np.zeros(12), sigma=np.eye(12))
     fails(fid, ["s.npz", "b", "--neighbours", "m.png"], capsys, "--neighbours", "both sides")
     fails(fid, ["s.npz", "b", "--metrics", "pr"], capsys, "--metrics", "s.npz")
+    fails(fid, ["a", "b", "--metrics", "pr", "--num-images", "3"], capsys, "a", "4 or more")
 
 
 def test_fid_class_report():
@@ -2647,6 +2672,15 @@ def test_faces_are_in_the_repository(tmp_path, capsys):
         top = images[:, :, 8:14, 24:40].float().std(1).mean((1, 2))  # how colourful the hair is
         assert top[grey].mean() < 0.8 * top[~grey].mean()
     fails(fid, ["faces", "faces:test", "--data-dir", tmp_path], capsys, "--data-dir", "data/faces")
+    (tmp_path / "faces").mkdir()
+    for name in ("train_00.webp", "train_02.webp", "train.csv"):  # not all sheets, and half of one
+        data = (ROOT / "data/faces" / name).read_bytes()
+        (tmp_path / "faces" / name).write_bytes(data)
+    argv = ["faces", "faces:test", "--data-dir", tmp_path, "--features", "classifier"]
+    fails(fid, argv, capsys, "--data-dir", "2 sheets")
+    (tmp_path / "faces" / "train_00.webp").write_bytes(data[:1000])
+    fails(fid, argv, capsys, "--data-dir", "data/faces")
+    fails(dcgan64_celeba, ["--data-dir", tmp_path], capsys, "--data-dir", "data/faces")
 
 
 @pytest.mark.slow
@@ -2872,7 +2906,8 @@ def test_claims_can_be_run(capsys):
             assert setting.args.max_steps is None or setting.points[-1] <= setting.args.max_steps
             points.setdefault(setting.folder(Path(), 0), []).append(setting)
             metrics = importlib.import_module(setting.script).METRICS
-            figures = {"classes", "entropy", "confidence", "class_accuracy", "diversity", *metrics}
+            figures = {"classes", "entropy", "confidence", "class_accuracy", "precision", "recall"}
+            figures |= {"diversity", *metrics}
             known = {f"range of {metric}" for metric in metrics} | {"rank correlation"} | figures
             known |= {"spread over seeds", "spread over the last five", "largest rise"}
             assert {*claim.columns} <= known

@@ -74,8 +74,8 @@ def add_flags(add):
     add("--latent-dim", type=int, default=100, help="length of the noise vector z")
     add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
     add("--data-dir", default="data", help="where the data set is, or torchvision downloads it to")
-    add("--fid-every", type=int, metavar="K", help="measure samples with fid.py after every Kth epoch")
-    add("--fid-samples", type=int, default=10000, metavar="N", help="how many samples that takes")
+    add("--fid-every", type=int, metavar="K", help="every K epochs: distance, precision, recall, by fid.py")
+    add("--fid-samples", type=int, default=10000, metavar="N", help="how many samples it measures")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
     bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
     add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
@@ -218,6 +218,7 @@ def train_step(generator, critic, optimizer_g, optimizer_c, real, n_critic, gp_w
 SCRIPT = Path(__file__).stem
 LOG_EVERY = 20  # steps between rows of history.csv
 SAVE_EVERY = 60  # seconds between checkpoints inside an epoch
+DISTANCES = ["distance", "precision", "recall"]  # of samples, which --fid-every measures
 
 
 def read_images(name, data_dir):
@@ -239,10 +240,12 @@ def picture_noise(args):
 
 
 def track(judge, generator, args, step):
-    """The step and what the judge says of args.fid_samples samples, of the same noise each time: (1, 4)."""
+    """Measure args.fid_samples samples, of the same noise each time; a row of the step and what was found."""
     reseed(args.seed, "distance")
     z = torch.randn(args.fid_samples, args.latent_dim).to(args.device)
-    return torch.tensor([[step, *judge(sample(generator, z))]])
+    found = judge(sample(generator, z))
+    print("  " + "  ".join(f"{name} {value:.3f}" for name, value in zip(DISTANCES, found)), flush=True)
+    return torch.tensor([[step, *found]])
 
 
 def train(args):
@@ -279,6 +282,9 @@ def train(args):
             grid, walk = make_grid(sample(generator, fixed_z), 8), make_grid(sample(generator, walk_z), 10)
             to_pil_image(grid[:1]).save(folder / "samples" / f"epoch_{number:04d}.png")
             to_pil_image(walk[:1]).save(folder / "interpolation.png")  # make_grid has made grey RGB
+            if judge and done == 0 and epoch % args.fid_every == 0 and step not in distances[:, 0]:
+                distances = torch.cat([distances, track(judge, generator, args, step)])
+                saved_at = save(folder, args, history, distances, parts)
             if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
                 write_report(folder, history, distances, steps_per_epoch)
         if step >= last_step:
@@ -300,11 +306,9 @@ def train(args):
                 bar.set_postfix_str(summary(history[step - LOG_EVERY : step]))
             if time.monotonic() > saved_at + SAVE_EVERY:
                 saved_at = save(folder, args, history[:step], distances, parts)
-        if judge and step % (args.fid_every * steps_per_epoch) == 0:
-            distances = torch.cat([distances, track(judge, generator, args, step)])
         saved_at = save(folder, args, history, distances, parts)
 
-        means = summary(history[epoch * steps_per_epoch :], distances[distances[:, 0] == step])
+        means = summary(history[epoch * steps_per_epoch :])
         print(f"{name}  {means}  {bar.format_dict['elapsed']:.0f} s", flush=True)
     print(f"{step} steps done, see {folder}")
 
@@ -413,26 +417,22 @@ def save(folder, args, history, distances, parts):
     return time.monotonic()
 
 
-DISTANCES = ["distance", "precision", "recall"]  # what --fid-every measures
-
-
-def summary(rows, distances=()):
-    """The mean of each metric over some steps (steps, len(METRICS)), and what was measured, as text."""
-    values = [*zip(METRICS, rows.mean(0).tolist())]
-    values += [pair for _, *row in distances for pair in zip(DISTANCES, row)]
-    return "  ".join(f"{name} {value:.3f}" for name, value in values)
+def summary(rows):
+    """The mean of each metric over some steps (steps, len(METRICS)), as text."""
+    return "  ".join(f"{name} {mean:.3f}" for name, mean in zip(METRICS, rows.mean(0).tolist()))
 
 
 def write_report(folder, history, distances, steps_per_epoch):
     """history.csv and losses.png, from means over LOG_EVERY steps; progress.gif, at most 100 frames."""
-    rows = torch.stack([part.mean(0) for part in history.cpu().split(LOG_EVERY)]).numpy()
-    steps = [min(start + LOG_EVERY, len(history)) for start in range(0, len(history), LOG_EVERY)]
+    steps = {*range(LOG_EVERY, len(history), LOG_EVERY), len(history), *distances[:, 0].int().tolist()}
+    steps, history = sorted(steps), history.cpu()  # a row ends where distances were measured, too
+    rows = [history[start:end].mean(0).tolist() for start, end in zip([0, *steps], steps)]
     table = np.column_stack([[(step - 1) // steps_per_epoch + 1 for step in steps], steps, rows])
     names, panels = [*METRICS], {**PANELS}
-    if len(distances):  # each is in the row whose steps include that after which it was measured
-        names, panels = names + DISTANCES, panels | {"distance": DISTANCES[:1], "samples": DISTANCES[1:]}
+    if len(distances):
+        names, panels = names + DISTANCES, panels | {"of samples": DISTANCES[:1], "share": DISTANCES[1:]}
         table = np.column_stack([table, np.full((len(table), 3), np.nan)])
-        table[(distances[:, 0].long() - 1) // LOG_EVERY, -3:] = distances[:, 1:]
+        table[np.isin(steps, distances[:, 0]), -3:] = distances[:, 1:]
     head, form = ",".join(["epoch", "step", *names]), ["%d", "%d", *["%.6g"] * len(names)]
     np.savetxt(folder / "history.csv", table, form, ",", header=head, comments="")
     figure = Figure(figsize=(8, 2.4 * len(panels)), layout="constrained")
@@ -461,7 +461,8 @@ def parse_args(argv):
     if (args.generate is None) != (args.checkpoint is None) or (args.checkpoint and args.resume):
         fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
     if path is not None:
-        settings, free = load_checkpoint(path)["settings"], {"epochs", "max_steps", "device"}
+        settings = load_checkpoint(path)["settings"]
+        free = {"epochs", "max_steps", "device", "fid_every", "fid_samples"}
         asked = {"resume": path, "out_dir": str(Path(path).parent)}
         if args.generate is not None:
             names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}
