@@ -289,18 +289,6 @@ CLAIMS = {
         ),
         ("classes", "confidence", "diversity"),
     ),
-    "collapse": Claim(
-        "dcgan_mnist: a collapse shows as a sudden rise of the distance",
-        tuple(
-            Setting(label, "dcgan_mnist", tuple(range(60, 961, 60)), f"{rates} --epochs 3 {BF16}".strip())
-            for label, rates in (
-                ("default rates", ""),
-                ("G ten times as fast", "--lr-g 2e-3"),
-                ("both ten times as fast", "--lr-g 2e-3 --lr-d 2e-3"),
-            )
-        ),
-        ("precision", "recall", "diversity", "classes", "largest rise"),
-    ),
     "low-rates": Claim(
         "dcgan32 needs learning rates as low as 3e-5 for G and 6e-5 for C, and no batch normalisation in C",
         (rates("3e-5", "6e-5", PLAIN), SN_PLAIN, replace(SN, label="G 3e-4, C 6e-4, batch normalisation")),

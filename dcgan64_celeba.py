@@ -358,7 +358,7 @@ def read_in_turn(args, rank, world):
 
 def share(network, world):
     """The network, its gradients averaged over all processes."""
-    # Running means stay each process's own; older versions cannot exchange them between D's two passes.
+    # Running means stay each process's own: older PyTorch cannot exchange them between D's two passes.
     return DistributedDataParallel(network, broadcast_buffers=False) if world > 1 else network
 
 

@@ -114,7 +114,7 @@ class BlockE(inception.InceptionE):
 class FIDInception(inception.Inception3):
     """Prepared images (N, 3, 299, 299) to features (N, 2048) and logits (N, 1008), both fp32.
 
-    torchvision's Inception v3 with the pools of the network of 2015, whose weights have the same names here.
+    torchvision's Inception v3 with the pools of TensorFlow's network of 2015, which the FID's authors used.
     The logits have no bias: the Inception Score is computed with these.
     """
 
@@ -316,7 +316,7 @@ def kernel_distance(x, y, subsets=100, size=1000):
 def squared_distances(x, y, rows=500):
     """The squared distances of x (M, D) to y (N, D), float64, as tensors (rows, N) for some rows of x each.
 
-    What is below the rounding of fp32, from which the features come, is 0.
+    What is too small for features in fp32 to tell from 0 is 0, so that copies are at distance 0.
     """
     y = y.double()
     for part in x.double().split(rows):
@@ -383,8 +383,8 @@ DATASETS = {  # torchvision's class, the folder where it looks, and the files th
     "fashion_mnist": (datasets.FashionMNIST, "FashionMNIST/raw", IDX),
     "cifar10": (datasets.CIFAR10, datasets.CIFAR10.base_folder, CIFAR),
 }
-DIGITS = "mnist", "fashion_mnist"  # with ten classes, which class_report counts
-LABELLED = (*DIGITS, "faces")  # that --features classifier knows
+TEN_CLASSES = "mnist", "fashion_mnist"  # which class_report counts
+LABELLED = (*TEN_CLASSES, "faces")  # what --features classifier knows
 SETS = (*DATASETS, "faces")
 SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"
 CACHE = Path("data", "cache")  # trained classifiers
@@ -634,13 +634,13 @@ def load_inception(path):
 def load_classifier(name, data_dir, device):
     """The classifier of the data set `name`, trained on the first use and then cached; and its hash."""
     images, labels = images_and_labels(name, data_dir)
-    network = Classifier() if name in DIGITS else FaceClassifier((labels.amax(0) + 1).tolist())
+    network = Classifier() if name in TEN_CLASSES else FaceClassifier((labels.amax(0) + 1).tolist())
     recipe = inspect.getsource(type(network)) + inspect.getsource(train_classifier)
     key = hashlib.sha256(recipe.encode() + images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     cache = CACHE / f"classifier-{name}-{key[:12]}.pt"
     if not cache.is_file():
         warn(f"training a classifier of {name}, once; it is kept in {CACHE}")
-        epochs = 4 if name in DIGITS else 10
+        epochs = 4 if name in TEN_CLASSES else 10
         train_classifier(network.to(device), images.to(device), labels.to(device), epochs)
         tests, classes = images_and_labels(name, data_dir, train=False)
         with torch.inference_mode():
@@ -732,7 +732,7 @@ def parse_args(argv):
     )
     add("--neighbours", metavar="OUT.png", help="draw 16 images of PATH 2, each beside the nearest of PATH 1")
     add("--features", choices=["inception", "classifier"], default="inception", help="what to compare")
-    add("--dataset", choices=LABELLED, help="the classifier's; None: that of the PATHs")
+    add("--dataset", choices=LABELLED, help="whose classifier; None: that of the PATHs")
     add("--data-dir", default="data", help="where the data sets are")
     add("--weights", metavar="FILE", help=f"a file {WEIGHTS}; None: torch.hub's, downloaded if it is missing")
     add("--num-images", type=int, metavar="N", help="take N images of each path at random")
@@ -798,7 +798,7 @@ def compare(first, second, args):
     enough = min(first.count or 0, second.count or 0) > 3
     if "pr" in args.metrics or args.features == "classifier" and enough:
         result["precision"], result["recall"] = precision_recall(first.features, second.features)
-    if args.features == "classifier" and args.dataset in DIGITS:
+    if args.features == "classifier" and args.dataset in TEN_CLASSES:
         reports = [class_report(s.logits, s.labels) if s.count else {} for s in (first, second)]
         names = "classes", "entropy", "confidence", "class_accuracy"
         result |= {name: [report.get(name) for report in reports] for name in names}
@@ -819,12 +819,12 @@ class Judge:
     """
 
     def __init__(self, dataset, images, device, data_dir="data"):
-        labelled, path = dataset in LABELLED, f"{dataset}:{'test' if dataset in DIGITS else 'train'}"
+        labelled, path = dataset in LABELLED, f"{dataset}:{'test' if dataset in TEN_CLASSES else 'train'}"
         flags = ["--features", "classifier", "--dataset", dataset] if labelled else ["--metrics", "fid", "pr"]
         self.args = parse_args([path, "samples", *flags, "--data-dir", str(data_dir)])
         self.device, side = torch.device(device), images.shape[-1]
         if labelled:
-            images, _ = images_and_labels(dataset, data_dir, train=dataset not in DIGITS)
+            images, _ = images_and_labels(dataset, data_dir, train=dataset not in TEN_CLASSES)
             if side == 64 != images.shape[-1]:  # as dcgan64_celeba.py makes them: resizing changes features
                 images = resize(images, [64, 64], antialias=True)
         order = torch.randperm(len(images), generator=stream("cpu", "images"))[:10_000]

@@ -2584,7 +2584,7 @@ def test_fid_classifier(folders, small_data, capsys):
     for i, (image, label) in enumerate(digits):
         (folders / "classes" / str(label)).mkdir(parents=True, exist_ok=True)
         image.save(folders / "classes" / str(label) / f"{i}.png")
-    args = types.SimpleNamespace(data_dir=small_data, num_images=20)  # images keep their labels when shuffled
+    args = fid.parse_args(["mnist", "classes", "--data-dir", str(small_data), "--num-images", "20"])
     files, labels, _ = fid.open_images("classes", args)
     assert [file.parent.name for file in files] == [str(label) for label in labels.tolist()]
     label_of = {np.asarray(image).tobytes(): label for image, label in digits}
