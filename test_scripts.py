@@ -667,7 +667,10 @@ def test_distance_is_tracked_and_changes_no_bit(script, flags, judged, tmp_path,
     """Even if the classifier is trained in the middle; and it is what fid.py says of these samples."""
     monkeypatch.setattr(script, "LOG_EVERY", 4)
     measured, run = spy(monkeypatch, fid.Judge, "__call__"), tmp_path / "run"
+    drawn = spy(monkeypatch, script, "sample")
     script.main([*flags, *judged])
+    first, second = (z for _, z, *_ in drawn if len(z) == 12)
+    assert torch.equal(first, second)
     out, err = capsys.readouterr()
     assert "training a classifier of mnist, once" in err
     checkpoint, plain = read(run / "checkpoint.pt"), read(whole.folder / "checkpoint.pt")
