@@ -72,7 +72,7 @@ def add_flags(add):
     add("--instance-noise", type=float, help=noise)
     add("--noise-epochs", type=int, help="epochs until that noise is 0; None: what --epochs says at first")
     add("--tensorboard", action="store_true", help="also write TensorBoard events")
-    add("--epochs", type=int, help="passes over the training set; None: 40 with --dataset faces, else 5")
+    add("--epochs", type=int, help="passes over the training set; None: 48 with --dataset faces, else 5")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
     add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminator")
@@ -245,7 +245,7 @@ def read_images(name, data_dir):
 def fill_in(args):
     """Choose the settings that nobody has given, and that depend on which pictures there are."""
     args.dataset = args.dataset or ("celeba" if Path(args.data_dir, CELEBA).is_dir() else "faces")
-    epochs, noise = (40, 0.5) if args.dataset == "faces" else (5, 0.0)
+    epochs, noise = (48, 0.5) if args.dataset == "faces" else (5, 0.0)
     args.epochs = args.epochs or epochs
     args.noise_epochs = args.noise_epochs or args.epochs  # saved, so that a longer --resume changes nothing
     args.instance_noise = noise if args.instance_noise is None else args.instance_noise

@@ -1910,7 +1910,7 @@ def test_dcgan64_faces(script, tmp_path, monkeypatch, capsys):
     assert "faces: 1,024 images, 512 steps an epoch" in capsys.readouterr().out
     settings = read("run/checkpoint.pt")["settings"]
     names = "dataset", "epochs", "noise_epochs", "instance_noise"
-    assert [settings[name] for name in names] == ["faces", 40, 40, 0.5]
+    assert [settings[name] for name in names] == ["faces", 48, 48, 0.5]
     with Image.open("run/samples/epoch_0001.png") as grid:
         assert grid.mode == "RGB"
     Path("data", script.CELEBA).mkdir(parents=True)
