@@ -663,6 +663,7 @@ def judged(monkeypatch, tmp_path):
     return ["--fid-every", "1", "--fid-samples", "12"]
 
 
+@pytest.mark.parametrize("script", ["vanilla_gan", *SLOW], indirect=True)
 def test_distance_is_tracked_and_changes_no_bit(script, flags, judged, tmp_path, whole, monkeypatch, capsys):
     """Even if the classifier is trained in the middle; and it is what fid.py says of these samples."""
     monkeypatch.setattr(script, "LOG_EVERY", 4)
@@ -1239,7 +1240,7 @@ def test_instance_noise(script):
     assert abs(torch.corrcoef(torch.stack(differences))[1, 2]) < 0.05
 
 
-@pytest.mark.parametrize("script", ["dcgan_mnist", "dcgan64_celeba"], indirect=True)
+@pytest.mark.parametrize("script", ["dcgan_mnist", SLOW[-1]], indirect=True)
 def test_instance_noise_is_annealed(script, flags, tmp_path, monkeypatch):
     """Over as many epochs as were asked for at first, so that more of them do not change what is past."""
     calls = spy(monkeypatch, script, "train_step")
@@ -2363,6 +2364,7 @@ def fid_json(capsys, *argv):
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_fid_of_two_folders(folders, inception, capsys, monkeypatch):
     """By hand from the network's outputs; and its name, which depends on the weights alone."""
     for path in [*folders.glob("?/[6-9].png"), *folders.glob("?/1?.png")]:
