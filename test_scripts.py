@@ -2793,7 +2793,7 @@ def bench(small_data, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["vanilla_gan", "cgan", "dcgan32_wgan_sn"])
+@pytest.mark.parametrize("name", ["vanilla_gan", *(SLOW[number] for number in (2, 3))])
 def test_claims_follow_a_run(name, bench, capsys, monkeypatch):
     """The run is that of the script's main, and its figures are those of --generate and fid.py."""
     flags = "--dataset mnist --batch-size 4"
