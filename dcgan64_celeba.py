@@ -21,14 +21,14 @@ Started by torchrun, several processes share each batch: each takes its part of 
 DistributedDataParallel averages the gradients. So K processes train as one would, but for two things: batch
 normalisation sees only its own process's part, and each process draws its own instance noise.
 
-What to watch: whether D runs away: d_real near 1, d_fake near 0, L_G at 7 and more. On drawings it soon does.
-Convolutions rarely make a perfectly flat colour, and the faint texture that they leave gives every fake away.
-A D that looks only at texture teaches G little about faces, and the samples stay blurs that are much alike.
+What to watch: whether D runs away, with d_real near 1 and d_fake near 0 from the start. On the cartoons it
+did, and the samples stayed much alike. A likely reason: convolutions rarely make a perfectly flat colour, the
+faint texture that they leave gives every fake away, and a D that looks at texture teaches G little else.
 
-The remedy is instance noise: Gaussian noise on every image that D sees, real or fake. It hides the texture,
+What helped is instance noise: Gaussian noise on every image that D sees, real or fake. It hides the texture,
 so D has to judge shapes and colours. The noise falls in a straight line from a standard deviation of 0.5
 (pixels are in [-1, 1]) to 0, so the details come last, and most epochs show grainy faces. Only the cartoons
-get it by default; --instance-noise 0 leaves it out. On MNIST it did not help (RESULTS.md).
+get it by default; --instance-noise 0 leaves it out. Both ways, and MNIST, where it was no help: RESULTS.md.
 
 Papers: Radford et al. 2015, arXiv 1511.06434; Sonderby et al. 2016, 1610.04490 (instance noise). Departures,
 all but the noise as in PyTorch's example: kernels of 4 (the paper: 5), half the channels, z normal and not
@@ -346,7 +346,7 @@ def connect(args):
 
 
 def read_in_turn(args, rank, world):
-    """The training images; the first process reads them alone, and the others find what it has decoded."""
+    """The training images, and in args what depends on them. The first process reads before the others."""
     fill_in(args)
     if rank:
         distributed.barrier()

@@ -331,7 +331,7 @@ def squared_radii(x, k):
 
 
 def precision_recall(real, fake, k=3):
-    """How many fakes look real, and how much of the real is faked, from features (M, D) and (N, D).
+    """Precision and recall of fake images against real ones, from features (M, D) of real, (N, D) of fake.
 
     Each image has a ball that reaches to its kth nearest neighbour in its own set. Precision is the share of
     fakes in the ball of a real image, recall the share of real images in the ball of a fake (Kynkaanniemi et
@@ -622,8 +622,8 @@ def load_inception(path):
                 torch.hub.download_url_to_file(RELEASE + WEIGHTS, path, hash_prefix=RELEASED)
         except Exception as error:  # its type depends on the network between here and there
             fail(
-                f"--weights: no {path}, and no download; fetch {RELEASE}{WEIGHTS} and put it there, or give "
-                f"--weights FILE; or, for digits and garments, --features classifier ({error!r:.100})"
+                f"{path} is not there and cannot be fetched; put {RELEASE}{WEIGHTS} there (fid.py also takes "
+                f"--weights FILE, and for digits, garments and faces --features classifier: {error!r:.100})"
             )
     with torch.device("meta"):  # no numbers yet: the file has them
         network = FIDInception()
@@ -827,6 +827,8 @@ class Judge:
             images, _ = images_and_labels(dataset, data_dir, train=dataset not in TEN_CLASSES)
             if side == 64 != images.shape[-1]:  # as dcgan64_celeba.py makes them: resizing changes features
                 images = resize(images, [64, 64], antialias=True)
+        if len(images) < 4:  # three neighbours of each
+            fail(f"--fid-every: {len(images)} images are too few to measure samples; leave it out")
         order = torch.randperm(len(images), generator=stream("cpu", "images"))[:10_000]
         self.real = images[order.to(images.device)].cpu()
         loaded = load_classifier(dataset, data_dir, self.device) if labelled else load_inception(None)

@@ -727,6 +727,7 @@ def test_distance_after_a_kill_is_the_same(script, flags, judged, tmp_path):
 
 def test_distance_needs_fid_beside_the_script(script, flags, judged, tmp_path, monkeypatch, capsys):
     fails(script, [*flags, *judged[:3], "3"], capsys, "--fid-samples", "3")
+    assert script.open_judge(script.parse_args([]), None) is None
     monkeypatch.setitem(sys.modules, "fid", None)
     fails(script, [*flags, *judged], capsys, "--fid-every", "fid.py", "beside")
     assert not (tmp_path / "run").exists()
@@ -2683,6 +2684,9 @@ def test_faces_are_in_the_repository(tmp_path, capsys):
         (tmp_path / "faces" / name).write_bytes(data)
     argv = ["faces", "faces:test", "--data-dir", tmp_path, "--features", "classifier"]
     fails(fid, argv, capsys, "--data-dir", "2 sheets")
+    with pytest.raises(SystemExit):
+        fid.Judge("folder", torch.zeros(3, 3, 64, 64, dtype=torch.uint8), "cpu")
+    assert "3 images are too few" in capsys.readouterr().err
     (tmp_path / "faces" / "train_00.webp").write_bytes(data[:1000])
     fails(fid, argv, capsys, "--data-dir", "data/faces")
     fails(dcgan64_celeba, ["--data-dir", tmp_path], capsys, "--data-dir", "data/faces")
