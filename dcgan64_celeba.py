@@ -367,7 +367,8 @@ def share(network, world):
 SCRIPT = Path(__file__).stem
 LOG_EVERY = 20  # steps between rows of history.csv
 SAVE_EVERY = 60  # seconds between checkpoints inside an epoch
-DISTANCES = ["distance", "precision", "recall"]  # of samples, which --fid-every measures
+TRACKED = {"of samples": ("distance",), "share": ("precision", "recall")}  # what --fid-every measures
+DISTANCES = [name for names in TRACKED.values() for name in names]
 
 
 def open_run(args, step):
@@ -588,11 +589,12 @@ def write_report(folder, history, distances, steps_per_epoch):
     steps, history = sorted(steps), history.cpu()  # a row ends where distances were measured, too
     rows = [history[start:end].mean(0).tolist() for start, end in zip([0, *steps], steps)]
     table = np.column_stack([[(step - 1) // steps_per_epoch + 1 for step in steps], steps, rows])
-    names, panels = [*METRICS], {**PANELS}
-    if len(distances):
-        names, panels = names + DISTANCES, panels | {"of samples": DISTANCES[:1], "share": DISTANCES[1:]}
-        table = np.column_stack([table, np.full((len(table), 3), np.nan)])
-        table[np.isin(steps, distances[:, 0]), -3:] = distances[:, 1:]
+    measured = np.full((len(steps), len(DISTANCES)), np.nan)
+    measured[np.isin(steps, distances[:, 0])] = distances[:, 1:]
+    there = np.isfinite(measured).any(0)
+    table = np.column_stack([table, measured[:, there]])
+    names = METRICS + [name for name, found in zip(DISTANCES, there) if found]
+    panels = {title: shown for title, shown in (PANELS | TRACKED).items() if {*shown} <= {*names}}
     head, form = ",".join(["epoch", "step", *names]), ["%d", "%d", *["%.6g"] * len(names)]
     np.savetxt(folder / "history.csv", table, form, ",", header=head, comments="")
     figure = Figure(figsize=(8, 2.4 * len(panels)), layout="constrained")
