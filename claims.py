@@ -84,6 +84,22 @@ def batch_norm_in_critic(script):
     return mock.patch.object(script, "Critic", Critic)
 
 
+LAST = 14_040  # the discriminator's last step, for the claim about collapse: 30 epochs of vanilla_gan.py
+
+
+def stopped_discriminator(script):
+    """The discriminator learns nothing after the step LAST, and the generator goes on."""
+    original = script.train_step
+
+    def train_step(generator, discriminator, optimizer_g, optimizer_d, *rest):
+        state = optimizer_d.state.get(next(discriminator.parameters()), {"step": 0})
+        for group in optimizer_d.param_groups if state["step"] >= LAST else ():
+            group["lr"] = 0.0
+        return original(generator, discriminator, optimizer_g, optimizer_d, *rest)
+
+    return mock.patch.object(script, "train_step", train_step)
+
+
 # %% Settings and claims
 
 
@@ -170,6 +186,7 @@ ONE_STEP = replace(
 NORMED = other(WGAN_GP, "batch normalisation in the critic", "", 935, batch_norm_in_critic)
 AHEAD = "--lr-d 2e-3 --lr-g 2e-5"
 DCGAN_AHEAD = "--lr-d 2e-3 --lr-g 1e-5"
+AFTER = tuple(LAST + steps for steps in (0, 10, 20, 50, 100, 200, 500, 1000))
 CLAIMS = {
     "vanilla_gan": Claim("vanilla_gan.py, the run of full length", (VANILLA,)),
     "dcgan_mnist": Claim("dcgan_mnist.py, the run of full length", (DCGAN,), seeds=SEEDS[:1]),
@@ -233,6 +250,14 @@ CLAIMS = {
             other(DCGAN, "higher rate of G", "--lr-d 2e-3 --lr-g 2e-4", 936),
         ),
         ("classes", "confidence", "diversity", "d_fake"),
+    ),
+    "collapse": Claim(
+        "A collapse shows as a sudden rise of the distance",
+        (
+            replace(other(VANILLA, "D stops", "--epochs 33", change=stopped_discriminator), points=AFTER),
+            replace(other(VANILLA, "D goes on", "--epochs 33"), points=AFTER),
+        ),
+        ("distance doubled", "recall halved", "precision halved", "diversity halved", "diversity", "classes"),
     ),
     "estimate": Claim(
         "The Wasserstein estimate of WGAN-GP tracks the quality of the samples",
@@ -440,6 +465,15 @@ def rank_correlation(x, y):
     return torch.corrcoef(torch.stack(ranks))[0, 1].item()
 
 
+def steps_until(rows, name, change):
+    """The steps from the first row until `name` is more than doubled or halved; inf if it never is."""
+    first, ratio = rows[0], {"doubled": 2, "halved": 1 / 2}[change]
+    for row in rows:
+        if (row[name] - ratio * first[name]) * (ratio - 1) > 0:
+            return row["step"] - first["step"]
+    return math.inf
+
+
 def spread(values, form=None):
     """The middle one of some numbers, and in brackets the least and the largest."""
     values = sorted(values)
@@ -464,6 +498,9 @@ def column(name, runs):
     if name == "rank correlation":
         pairs = [[[row[key] for row in rows] for key in ("wasserstein", "distance")] for rows in runs]
         return spread(rank_correlation(*pair) for pair in pairs)
+    if name.endswith(("doubled", "halved")):
+        key, change = name.split()
+        return spread((steps_until(rows, key, change) for rows in runs), ".0f").replace("inf", "never")
     distances = [[row["distance"] for row in rows] for rows in runs]
     if name == "spread over seeds":
         values = [run[-1] for run in distances]

@@ -2845,13 +2845,23 @@ def test_claims_measure_64x64_samples_against_images_made_64x64(bench):
     assert row["diversity"] == pytest.approx(1)
 
 
-def test_claims_change_scripts_from_outside(bench):
-    flags = "--dataset mnist --batch-size 4 --lr-g 1e-12"
+def test_claims_change_scripts_from_outside(bench, monkeypatch):
+    flags = "--dataset mnist --batch-size 4"
     for change, std in ((None, 0.02), (claims.pytorch_init, 0.1 / math.sqrt(3))):  # U(-0.1, 0.1)
-        setting = claims.Setting("init", "dcgan_mnist", (1,), flags, change)
+        setting = claims.Setting("init", "dcgan_mnist", (1,), f"{flags} --lr-g 1e-12", change)
         claims.follow(setting, 42, Path("runs"), 130, "cpu")
         weights = read(setting.folder(Path("runs"), 42) / "checkpoint.pt")["generator"]["layers.0.weight"]
         assert weights.std() == pytest.approx(std, rel=0.01)
+    monkeypatch.setattr(claims, "LAST", 2)
+    setting = claims.Setting("stop", "vanilla_gan", (1, 2, 5), flags, claims.stopped_discriminator)
+    weights = {"discriminator": [], "generator": []}
+    for point in setting.points:
+        claims.follow(setting.until(point), 42, Path("runs"), 12, "cpu")
+        checkpoint = read(setting.folder(Path("runs"), 42) / "checkpoint.pt")
+        for name, kept in weights.items():
+            kept.append(checkpoint[name]["layers.1.weight"])
+    same = [[torch.equal(a, b) for a, b in zip(kept, kept[1:])] for kept in weights.values()]
+    assert same == [[False, True], [False, False]]
     with claims.batch_norm_in_critic(wgan_gp):
         norms = [layer for layer in wgan_gp.Critic().layers if isinstance(layer, nn.BatchNorm2d)]
         assert wgan_gp.Critic()(torch.zeros(2, 1, 28, 28)).shape == (2, 1)
@@ -2894,6 +2904,8 @@ def test_claims_arithmetic():
     # (5 - 2) / 4, (6 - 6) / 6, (7 - 3) / 5
     assert claims.column("spread over the last five", runs) == "75% (0% to 80%)"
     assert claims.column("largest rise", runs) == "100% (0% to 200%)"  # 2 to 4, none, 1 to 3
+    assert claims.column("distance halved", runs) == "never (20 to never)"  # 4 is less than 9 / 2
+    assert claims.column("distance doubled", runs[2:]) == "10"  # 3 is more than 2 * 1
     for i, run in enumerate(runs):
         for row in run:
             row["wasserstein"] = (1, -1, 2)[i] * row["step"]
@@ -2918,7 +2930,8 @@ def test_claims_can_be_run(capsys):
             figures = {"classes", "entropy", "confidence", "class_accuracy", "precision", "recall"}
             figures |= {"diversity", *metrics}
             known = {f"range of {metric}" for metric in metrics} | {"rank correlation"} | figures
-            known |= {"spread over seeds", "spread over the last five", "largest rise"}
+            known |= {"spread over seeds", "spread over the last five", "largest rise", "distance doubled"}
+            known |= {f"{name} halved" for name in figures}
             assert {*claim.columns} <= known
     for settings in points.values():
         longest = max((setting.points for setting in settings), key=len)
