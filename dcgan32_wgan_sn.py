@@ -433,9 +433,9 @@ def write_report(folder, history, distances, steps_per_epoch):
     table = np.column_stack([[(step - 1) // steps_per_epoch + 1 for step in steps], steps, rows])
     measured = np.full((len(steps), len(DISTANCES)), np.nan)
     measured[np.isin(steps, distances[:, 0])] = distances[:, 1:]
-    there = np.isfinite(measured).any(0)
-    table = np.column_stack([table, measured[:, there]])
-    names = METRICS + [name for name, found in zip(DISTANCES, there) if found]
+    found = np.isfinite(measured).any(0)  # none, if nothing was measured
+    table = np.column_stack([table, measured[:, found]])
+    names = METRICS + [name for name, there in zip(DISTANCES, found) if there]
     panels = {title: shown for title, shown in (PANELS | TRACKED).items() if {*shown} <= {*names}}
     head, form = ",".join(["epoch", "step", *names]), ["%d", "%d", *["%.6g"] * len(names)]
     np.savetxt(folder / "history.csv", table, form, ",", header=head, comments="")
