@@ -84,6 +84,9 @@ def add_flags(add):
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate uses")
 
 
+MAY_BE_ZERO = []  # of the flags that are numbers
+
+
 # %% Networks
 
 CLASSES = 10
@@ -434,7 +437,8 @@ def write_report(folder, history, distances, steps_per_epoch):
     found = np.isfinite(measured).any(0)  # none, if nothing was measured
     table = np.column_stack([table, measured[:, found]])
     names = METRICS + [name for name, there in zip(DISTANCES, found) if there]
-    panels = {title: shown for title, shown in (PANELS | TRACKED).items() if {*shown} <= {*names}}
+    panels = {title: [name for name in shown if name in names] for title, shown in (PANELS | TRACKED).items()}
+    panels = {title: shown for title, shown in panels.items() if shown}
     head, form = ",".join(["epoch", "step", *names]), ["%d", "%d", *["%.6g"] * len(names)]
     np.savetxt(folder / "history.csv", table, form, ",", header=head, comments="")
     figure = Figure(figsize=(8, 2.4 * len(panels)), layout="constrained")
@@ -460,13 +464,14 @@ def parse_args(argv):
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
     path = args.checkpoint if args.resume is None else args.resume
-    if (args.generate is None) != (args.checkpoint is None) or (args.checkpoint and args.resume):
+    use = args.generate is not None or vars(args).get("translate") is not None
+    if use != (args.checkpoint is not None) or (args.checkpoint and args.resume):
         fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
     if path is not None:
         settings = load_checkpoint(path)["settings"]
         free = {"epochs", "max_steps", "device", "fid_every", "fid_samples"}
         asked = {"resume": path, "out_dir": str(Path(path).parent)}
-        if args.generate is not None:
+        if use:
             names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}
             asked = {name: vars(args)[name] for name in names}
         parser.set_defaults(**settings | asked)
@@ -476,7 +481,7 @@ def parse_args(argv):
                 fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
     for name, value in vars(args).items():
         fine = name == "seed" or name != "generate" and value == parser.get_default(name)
-        fine |= name == "instance_noise" and value == 0
+        fine |= name in MAY_BE_ZERO and value == 0
         if type(value) in (int, float) and not fine and not 0 < value < math.inf:
             fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
     if args.device == "auto":

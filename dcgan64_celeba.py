@@ -37,6 +37,7 @@ uniform, the fakes of D's step used again in G's.
 
 import argparse
 import atexit
+import functools
 import hashlib
 import importlib.util
 import inspect
@@ -91,6 +92,9 @@ def add_flags(add):
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
     add("--generate", type=int, metavar="N", help="no training: write N images, with --checkpoint")
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate uses")
+
+
+MAY_BE_ZERO = ["instance_noise"]  # of the flags that are numbers
 
 
 # %% Networks
@@ -212,48 +216,15 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, z, nois
     }
 
 
-# %% Images: a data set, or a folder that is decoded once
+# %% Folders: pictures in sheets, or in files that are decoded once
 
 SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
-CACHE = Path("data", "cache")  # decoded folders of images
-CELEBA = Path("celeba", "img_align_celeba")  # in the folder of data
+CACHE = Path("data", "cache")  # decoded pictures
 
 
-def read_images(name, data_dir):
-    """The training images, uint8 (N, C, 64, 64): those of a folder mapped from a file, others in memory."""
-    kinds = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
-    if name == "faces":
-        return read_sheets(Path(data_dir, "faces"))
-    celeba = Path(data_dir, CELEBA)
-    try:
-        if name in kinds:
-            images = torch.as_tensor(kinds[name](data_dir, download=True).data)
-        elif name == "celeba" and not celeba.is_dir():
-            datasets.CelebA(data_dir, download=True)
-    except Exception as error:  # its type depends on where torchvision stumbles
-        if name == "celeba":
-            hint = "unpack img_align_celeba.zip there, or give another --dataset, such as folder"
-            fail(f"--data-dir: no {celeba}; a quota often stops the download: {hint} ({error!r:.90})")
-        folder = Path(data_dir, getattr(kinds[name], "base_folder", f"{kinds[name].__name__}/raw"))
-        fail(f"--data-dir: put the files of {name} in {folder} ({error!r:.90})")
-    if name not in kinds:
-        return map_folder(celeba if name == "celeba" else Path(data_dir))
-    images = images.movedim(3, 1) if images.ndim == 4 else images[:, None]
-    return torch.cat([resize(part, [64, 64], antialias=True) for part in images.split(1000)])
-
-
-def fill_in(args):
-    """Choose the settings that nobody has given, and that depend on which pictures there are."""
-    args.dataset = args.dataset or ("celeba" if Path(args.data_dir, CELEBA).is_dir() else "faces")
-    epochs, noise = (48, 0.5) if args.dataset == "faces" else (5, 0.0)
-    args.epochs = args.epochs or epochs
-    args.noise_epochs = args.noise_epochs or args.epochs  # saved, so that a longer --resume changes nothing
-    args.instance_noise = noise if args.instance_noise is None else args.instance_noise
-
-
-def read_sheets(folder):
-    """The training faces in `folder`, uint8 (N, 3, 64, 64), from sheets of 32 rows of 32 faces."""
-    sheets = sorted(folder.glob("train_??.webp"))
+def read_sheets(folder, name):
+    """The faces of the sheets `name` in a folder, uint8 (N, 3, 64, 64): a sheet has 32 rows of 32 faces."""
+    sheets = sorted(folder.glob(name))
     try:
         faces = np.stack([np.asarray(Image.open(sheet)) for sheet in sheets]).reshape(-1, 32, 64, 32, 64, 3)
     except (OSError, ValueError) as error:
@@ -278,47 +249,59 @@ def count_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def decode(path):
-    """The middle square of an image file as the bytes of 64x64 RGB pixels; none if it cannot be read."""
+def decode(path, size, half=None):
+    """The middle square of a picture, or of its half 0 (left) or 1 (right), as the bytes of size x size RGB.
+
+    There are none if the file cannot be read.
+    """
     try:
         with Image.open(path) as image:
-            return ImageOps.fit(to_rgb(image), (64, 64), Image.Resampling.BILINEAR).tobytes()
+            image = to_rgb(image)
+            if half is not None:
+                left = half * image.width // 2
+                image = image.crop((left, 0, left + image.width // 2, image.height))
+            return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR).tobytes()
     except Exception:  # its type depends on the format and the damage
         return b""
 
 
-def decode_all(paths):
-    """The bytes of all images that can be read, one after the other, and the paths of those that cannot."""
-    decoded = {path: decode(path) for path in paths}
-    return b"".join(decoded.values()), [path for path, pixels in decoded.items() if not pixels]
+def decode_all(paths, size, half):
+    """The bytes of all pictures that can be read, one after the other; for each path, 1 or 0 as it can be."""
+    decoded = [decode(path, size, half) for path in paths]
+    return b"".join(decoded), bytes(bool(pixels) for pixels in decoded)
 
 
-def map_folder(folder):
-    """The images below a folder as uint8 (N, 3, 64, 64), mapped from a file in CACHE.
-
-    That file is made once, on all cores, and again when an image was added, removed or changed, or when this
-    script decodes images in another way.
-    """
+def list_images(folder, flag="--data-dir"):
+    """The files below a folder that are pictures by their suffix; `flag` is named if there is no folder."""
     if not folder.is_dir():
-        fail(f"--data-dir: {folder} is not a folder; give one with images")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        fail(f"{flag}: {folder} is not a folder; give one with images")
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def map_images(folder, files, size, half=None):
+    """Pictures of a folder, uint8 (N, 3, size, size), mapped from a file in CACHE; and the files they are of.
+
+    That file is made once, on all cores, and again when a picture was added, removed or changed, or when this
+    script decodes in another way. Files that cannot be read are named, and left out.
+    """
     stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     key = stats, inspect.getsource(to_rgb), inspect.getsource(decode), Image.__version__
-    where, content = (hashlib.sha256(repr(x).encode()).hexdigest()[:12] for x in (folder.resolve(), key))
-    cache = CACHE / f"{where}-{content}.uint8"
+    use = SCRIPT, folder.resolve(), size, half
+    where, content = (hashlib.sha256(repr(x).encode()).hexdigest()[:12] for x in (use, key))
+    cache = CACHE / f"{where}-{content}.uint8"  # all pixels; then, for each file, whether it can be read
     if not cache.is_file():
         CACHE.mkdir(parents=True, exist_ok=True)
-        bad, partial = [], cache.with_suffix(f".{os.getpid()}")
+        readable, partial = b"", cache.with_suffix(f".{os.getpid()}")
         # Processes decode, because threads would wait for Python's lock.
-        loader = DataLoader(files, 32, num_workers=count_cores(), collate_fn=decode_all) if files else []
+        work = functools.partial(decode_all, size=size, half=half)
+        loader = DataLoader(files, 32, num_workers=count_cores(), collate_fn=work) if files else []
         try:
             with open(partial, "wb") as file:
-                for pixels, unreadable in tqdm(loader, "decoding", unit=" images", unit_scale=32):
+                for pixels, flags in tqdm(loader, "decoding", unit=" images", unit_scale=32):
                     file.write(pixels)
-                    bad += map(str, unreadable)
-            if bad:
-                print(f"{len(bad)} of {len(files)} files cannot be read: {', '.join(bad[:5])}", flush=True)
-            if len(bad) == len(files):
+                    readable += flags
+                file.write(readable)
+            if not any(readable):
                 fail(f"--data-dir: no image to read in {folder}; give a folder with {', '.join(SUFFIXES)}")
             cache.is_file() or os.replace(partial, cache)  # another process may have been faster
             for stale in set(CACHE.glob(f"{where}-*")) - {cache}:
@@ -326,7 +309,11 @@ def map_folder(folder):
         finally:
             partial.unlink(missing_ok=True)
     mapped = torch.from_file(str(cache), size=cache.stat().st_size, dtype=torch.uint8)
-    return mapped.view(-1, 64, 64, 3).permute(0, 3, 1, 2)
+    pixels, readable = mapped[: -len(files)], mapped[-len(files) :].tolist()
+    if bad := [str(path) for path, good in zip(files, readable) if not good]:
+        print(f"{len(bad)} of {len(files)} files cannot be read: {', '.join(bad[:5])}", flush=True)
+    images = pixels.view(-1, size, size, 3).permute(0, 3, 1, 2)
+    return images, [path for path, good in zip(files, readable) if good]
 
 
 # %% Processes: one, or many that torchrun has started
@@ -369,6 +356,40 @@ LOG_EVERY = 20  # steps between rows of history.csv
 SAVE_EVERY = 60  # seconds between checkpoints inside an epoch
 TRACKED = {"of samples": ("distance",), "share": ("precision", "recall")}  # what --fid-every measures
 DISTANCES = [name for names in TRACKED.values() for name in names]
+CELEBA = Path("celeba", "img_align_celeba")  # in the folder of data
+
+
+def read_images(name, data_dir):
+    """The training images, uint8 (N, C, 64, 64): those of a folder mapped from a file, others in memory."""
+    kinds = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
+    if name == "faces":
+        return read_sheets(Path(data_dir, "faces"), "train_??.webp")
+    celeba = Path(data_dir, CELEBA)
+    try:
+        if name in kinds:
+            images = torch.as_tensor(kinds[name](data_dir, download=True).data)
+        elif name == "celeba" and not celeba.is_dir():
+            datasets.CelebA(data_dir, download=True)
+    except Exception as error:  # its type depends on where torchvision stumbles
+        if name == "celeba":
+            hint = "unpack img_align_celeba.zip there, or give another --dataset, such as folder"
+            fail(f"--data-dir: no {celeba}; a quota often stops the download: {hint} ({error!r:.90})")
+        folder = Path(data_dir, getattr(kinds[name], "base_folder", f"{kinds[name].__name__}/raw"))
+        fail(f"--data-dir: put the files of {name} in {folder} ({error!r:.90})")
+    if name not in kinds:
+        folder = celeba if name == "celeba" else Path(data_dir)
+        return map_images(folder, list_images(folder), 64)[0]
+    images = images.movedim(3, 1) if images.ndim == 4 else images[:, None]
+    return torch.cat([resize(part, [64, 64], antialias=True) for part in images.split(1000)])
+
+
+def fill_in(args):
+    """Choose the settings that nobody has given, and that depend on which pictures there are."""
+    args.dataset = args.dataset or ("celeba" if Path(args.data_dir, CELEBA).is_dir() else "faces")
+    epochs, noise = (48, 0.5) if args.dataset == "faces" else (5, 0.0)
+    args.epochs = args.epochs or epochs
+    args.noise_epochs = args.noise_epochs or args.epochs  # saved, so that a longer --resume changes nothing
+    args.instance_noise = noise if args.instance_noise is None else args.instance_noise
 
 
 def open_run(args, step):
@@ -594,7 +615,8 @@ def write_report(folder, history, distances, steps_per_epoch):
     found = np.isfinite(measured).any(0)  # none, if nothing was measured
     table = np.column_stack([table, measured[:, found]])
     names = METRICS + [name for name, there in zip(DISTANCES, found) if there]
-    panels = {title: shown for title, shown in (PANELS | TRACKED).items() if {*shown} <= {*names}}
+    panels = {title: [name for name in shown if name in names] for title, shown in (PANELS | TRACKED).items()}
+    panels = {title: shown for title, shown in panels.items() if shown}
     head, form = ",".join(["epoch", "step", *names]), ["%d", "%d", *["%.6g"] * len(names)]
     np.savetxt(folder / "history.csv", table, form, ",", header=head, comments="")
     figure = Figure(figsize=(8, 2.4 * len(panels)), layout="constrained")
@@ -620,13 +642,14 @@ def parse_args(argv):
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
     path = args.checkpoint if args.resume is None else args.resume
-    if (args.generate is None) != (args.checkpoint is None) or (args.checkpoint and args.resume):
+    use = args.generate is not None or vars(args).get("translate") is not None
+    if use != (args.checkpoint is not None) or (args.checkpoint and args.resume):
         fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
     if path is not None:
         settings = load_checkpoint(path)["settings"]
         free = {"epochs", "max_steps", "device", "fid_every", "fid_samples"}
         asked = {"resume": path, "out_dir": str(Path(path).parent)}
-        if args.generate is not None:
+        if use:
             names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}
             asked = {name: vars(args)[name] for name in names}
         parser.set_defaults(**settings | asked)
@@ -636,7 +659,7 @@ def parse_args(argv):
                 fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
     for name, value in vars(args).items():
         fine = name == "seed" or name != "generate" and value == parser.get_default(name)
-        fine |= name == "instance_noise" and value == 0
+        fine |= name in MAY_BE_ZERO and value == 0
         if type(value) in (int, float) and not fine and not 0 < value < math.inf:
             fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
     if args.device == "auto":
