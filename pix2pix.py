@@ -886,7 +886,9 @@ def parse_args(argv):
 def translate(args, generator):
     """Write the translations of the pictures below args.translate as PNG files of the same names."""
     root, size, count = Path(args.translate), args.image_size, 0
-    files = list_images(root, "--translate")
+    files, nothing = list_images(root, "--translate"), f"--translate: no image to read in {root}"
+    if not files:
+        fail(f"{nothing}; give a folder with {', '.join(SUFFIXES)}")
     folder = open_folder(args, Path(args.checkpoint).parent / "translated")
     for path in tqdm(files, unit=" images"):
         pixels = decode(path, size)
@@ -904,7 +906,7 @@ def translate(args, generator):
         to_pil_image(sample(generator, scaled(image, args))[0]).save(target)
         count += 1
     if not count:
-        fail(f"--translate: no image to read in {root}; give a folder with {', '.join(SUFFIXES)}")
+        fail(f"{nothing}: all are damaged; give others")
     print(f"{count} images in {folder}")
 
 

@@ -16,6 +16,7 @@ import csv
 import functools
 import hashlib
 import importlib
+import inspect
 import io
 import json
 import math
@@ -143,7 +144,8 @@ P2P = {
     "walks": {"variants.png": (8, 5)},
     "flags": ("--batch-size", "4", "--decay", "1"),
 }
-CYCLE = {"real": 7, "grid": (10, 8), "walks": {}, "flags": ("--batch-size", "2", "--decay", "1"), "batch": 2}
+CYCLE = {"real": 7, "grid": (10, 8), "walks": {}, "batch": 2}
+CYCLE |= {"flags": ("--batch-size", "2", "--decay", "1", "--pool", "2")}
 CYCLE |= {"calls": 2, "form": {"channels": 1, "norm": "instance"}}
 OTHER = {"side": 32, "other": ("width", 24)}
 CASES = {
@@ -157,7 +159,8 @@ CASES = {
     "cyclegan": Case((RESNET, PATCH), (1_367_105, 134_209), **CYCLE | OTHER),
 }
 TRANSLATORS = pix2pix, cyclegan
-NOISE_SCRIPTS = [name for name in CASES if name not in ("pix2pix", "cyclegan")]  # their inputs are noise
+TRANSLATION = [module.SCRIPT for module in TRANSLATORS]
+NOISE_SCRIPTS = [name for name in CASES if name not in TRANSLATION]  # their inputs are noise
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in [*CASES][1:]]  # all but the first
@@ -1120,7 +1123,7 @@ def one_round(script, **others):
     seen.metrics = script.train_step(*args.values())
     for hook in hooks:
         hook.remove()
-    which = 1 if script is pix2pix else 0
+    which = -1 if script is pix2pix else 0
     seen.images = [inputs[which] for inputs in seen.inputs]  # what the discriminator or critic looked at
     return seen
 
@@ -2167,6 +2170,699 @@ def test_dcgan64_batches_that_cannot_be_shared(script, flags, tmp_path, monkeypa
     fails(script, flags, capsys, "--batch-size", "4", "3 processes")
     fails(script, [*flags, "--batch-size", "3"], capsys, "--batch-size", "3", "3 processes")
     assert not (tmp_path / "run").exists()
+
+
+# %% pix2pix and cyclegan
+
+
+def test_translators_have_the_papers_sizes():
+    """Parameters as the official code counts them, less the biases that a normalisation takes out again."""
+    batch, instance = {}, {"norm": "instance"}
+    cases = [
+        (pix2pix.Generator, (3, 3, 256, 64), batch, 54_414_531),
+        (pix2pix.Generator, (3, 3, 64), batch, 7_315_043),
+        (pix2pix.Generator, (1, 1, 32, 64), batch, 16_653_505),
+        (pix2pix.Generator, (1, 1), {"skips": False}, 3_476_577),
+        (pix2pix.Discriminator, (6, 64, 3), batch, 2_768_705),
+        (cyclegan.Generator, (3, 3, 64, 9), instance, 11_372_931),
+        (cyclegan.Generator, (1, 1, 32, 6), instance, 1_956_929),
+        (cyclegan.Discriminator, (1, 64, 3), instance, 2_761_793),
+    ]
+    with torch.device("meta"):
+        for kind, args, rest, parameters in cases:
+            assert count(kind(*args, **rest)) == parameters
+        for size in (32, 64, 128, 256):
+            for channels in ((1, 1), (1, 3), (3, 1)):
+                images = torch.zeros(2, channels[0], size, size)
+                for network in (pix2pix.Generator(*channels, size), cyclegan.Generator(*channels)):
+                    assert network(images).shape == (2, channels[1], size, size)
+
+
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+def test_pix2pix_patches(layers):
+    """Ones for weights and no activations: the pixels that move one logit are a square of 9 * 2^n - 2."""
+    assert inspect.getsource(pix2pix.Discriminator) == inspect.getsource(cyclegan.Discriminator)
+    network = pix2pix.Discriminator(2, 4, layers)
+    network.layers = nn.Sequential(*(m for m in network.layers if isinstance(m, nn.Conv2d))).double()
+    for convolution in network.layers:
+        nn.init.ones_(convolution.weight)
+    image = torch.zeros(1, 2, 128, 128, dtype=torch.float64, requires_grad=True)
+    logits = network(image)
+    middle = logits.shape[2] // 2
+    logits[0, 0, middle, middle].backward()
+    for dim in (0, 1):
+        moved = image.grad[0].sum(0).any(dim).nonzero().flatten()
+        assert moved[-1] - moved[0] + 1 == len(moved) == (9 * 2**layers - 2 if layers else 1)
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_pix2pix_skips(skips):
+    """Without them, all that is known of the question goes through one pixel."""
+    torch.manual_seed(0)
+    network = pix2pix.Generator(skips=skips, dropout=0.0).eval()
+    with torch.no_grad():
+        for parameter in network.down[-1].parameters():
+            parameter.zero_()
+        a, b = network(2 * torch.rand(2, 1, 32, 32) - 1)
+    assert torch.equal(a, b) != skips
+
+
+def test_pix2pix_learns_from_one_pair_at_a_time(script, flags, tmp_path):
+    """Batch normalisation of a single pixel would make it 0, whatever the question is."""
+    network, bottoms = pix2pix.Generator(), []
+    network.down[-1].register_forward_hook(lambda module, args, out: bottoms.append(out))
+    for _ in range(2):
+        network(2 * torch.rand(1, 1, 32, 32) - 1)
+    assert (bottoms[0] - bottoms[1]).abs().max() > 0.01
+    script.main([*flags, "--batch-size", "1", "--max-steps", "2"])
+    assert read(tmp_path / "run" / "checkpoint.pt")["history"].isfinite().all()
+
+
+@pytest.mark.parametrize("condition", [True, False])
+def test_pix2pix_discriminator_sees_the_question(script, condition, flags, tmp_path):
+    """The question is the first of the two; it changes the logits; it is not seen if that is asked for."""
+    seen = one_round(script, second=script.Discriminator(1 + condition), condition=condition)
+    assert [len(inputs) for inputs in seen.inputs] == [1 + condition] * 3
+    if condition:
+        assert all(inputs[0] is seen.a for inputs in seen.inputs)
+        logits = seen.second.eval()(seen.a, seen.real), seen.second(seen.a.flip(0), seen.real)
+        assert not torch.allclose(*logits)
+    script.main([*flags, *([] if condition else ["--no-condition"]), "--max-steps", "1"])
+    weight = read(tmp_path / "run" / "checkpoint.pt")["discriminator"]["layers.0.weight"]
+    assert weight.shape[1] == 1 + condition
+
+
+def test_pix2pix_weights_of_the_losses(script):
+    """G's gradient is the sum of both parts, each with its weight; with 0, of the other alone."""
+    grads = {}
+    for gan, l1 in ((1.0, 0.0), (0.0, 1.0), (2.0, 30.0)):
+        (g, d) = networks(script)
+        for layer in g.modules():  # so that all three see the same answers
+            layer.p = 0.0
+        recorders = {"optimizer_g": Recorder(g, g), "optimizer_d": Recorder(d, d)}
+        one_round(script, generator=g, second=d, **recorders, gan_weight=gan, l1_weight=l1)
+        grads[gan, l1] = torch.cat([grad.flatten() for grad in recorders["optimizer_g"].seen[0]])
+    assert torch.allclose(grads[2.0, 30.0], 2 * grads[1.0, 0.0] + 30 * grads[0.0, 1.0], rtol=1e-3, atol=1e-5)
+    g, _ = networks(script)
+    for layer in g.modules():
+        layer.p = 0.0
+    seen = one_round(script, generator=g)
+    loss = (g(seen.a) - seen.real).abs().sum() / seen.real.numel()
+    plain = torch.cat([grad.flatten() for grad in torch.autograd.grad(loss, [*g.parameters()])])
+    assert torch.allclose(grads[0.0, 1.0], plain, rtol=1e-3, atol=1e-7)
+
+
+def test_pix2pix_dropout_is_the_noise(script):
+    """In the first steps up alone, two at 32 pixels; it is off when images are sampled."""
+    for size, expected in ((32, 2), (64, 3), (256, 3)):
+        network = script.Generator(size=size, width=2, dropout=0.25)
+        where = [i for i, up in enumerate(network.up) if any(isinstance(m, nn.Dropout) for m in up)]
+        assert where == list(range(expected))
+        assert {m.p for m in network.modules() if isinstance(m, nn.Dropout)} == {0.25}
+    network, a = networks(script)[0], 2 * torch.rand(5, 1, 32, 32) - 1
+    assert torch.equal(script.sample(network, a), script.sample(network, a))
+    args = script.parse_args([])
+    args.channels, test = [1, 1], 2 * [((a + 1) * 127.5).round().to(torch.uint8)]
+    drawn = script.draw_pictures(network, test, [f"{i}/0" for i in range(5)], args)[1]
+    cells = drawn[0, 2:, 2:].unfold(0, 32, 34).unfold(1, 32, 34)  # five rows of eight
+    assert torch.equal(cells[:, 0], test[0][:, 0])
+    draws = cells[:, 1:7].float()
+    assert (draws.std(1) > 0).any((1, 2)).all()  # they differ, in each row
+    assert (cells[:, 7] - 2 * draws.std(1, correction=0)).abs().max() <= 2.01  # white is the most there is
+    assert network.training
+
+
+@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
+def test_rates_fall_to_zero_in_the_second_half(script, small, tmp_path, monkeypatch):
+    """In a straight line, exactly as often as steps are left; a run that was stopped has the same."""
+    calls, rates = [], []
+    name = script.SCRIPT
+    flags = [flag for flag in small if flag not in ("--decay", "1")]
+    original = script.train_step
+
+    def train_step(*args):
+        optimizers = [arg for arg in args if isinstance(arg, torch.optim.Adam)]
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in optimizers])
+        return original(*args)
+
+    monkeypatch.setattr(script, "train_step", train_step)
+    flags += ["--epochs", "2", "--lr-g", "0.004", "--lr-d", "0.002"]
+    script.main([*flags, "--out-dir", str(tmp_path / "whole")])
+    expected = [0.004 * min(1, (12 - step) / 6) for step in range(12)]
+    assert [g for g, _ in rates] == pytest.approx(expected)
+    assert [d for _, d in rates] == pytest.approx([rate / 2 for rate in expected])
+    script.main([*flags, "--max-steps", "8", "--out-dir", str(tmp_path / "part")])
+    script.main(["--resume", str(tmp_path / "part" / "checkpoint.pt"), "--max-steps", "12"])
+    assert rates[12:] == rates[:12]
+    assert_same_run(tmp_path / "part" / "checkpoint.pt", tmp_path / "whole" / "checkpoint.pt")
+    assert not calls, name
+
+
+@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
+def test_translators_draw_questions(script):
+    """A dot of 3 x 3 pixels in a picture of 16 x 16, by hand."""
+    assert section(script.SCRIPT, "Pairs") == section("pix2pix", "Pairs")
+    image = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
+    image[1, :, 7:10, 7:10] = torch.tensor([30, 90, 120], dtype=torch.uint8)[:, None, None]
+    outline = script.draw("outline", image)
+    assert outline.shape == (2, 1, 16, 16)
+    ring = torch.zeros(16, 16, dtype=torch.uint8)
+    ring[6:11, 6:11] = 80
+    ring[7:10, 7:10] = 0
+    assert torch.equal(outline[1, 0], ring)
+    assert not outline[0].any()
+    grey = script.draw("grey", image)
+    assert grey[1, 0, 8, 8] == 80
+    assert grey.sum() == 9 * 80
+    mosaic = script.draw("mosaic", image)  # blocks of 2 x 2: rows 6 and 7 hold one of the dot's, 8 and 9 two
+    assert mosaic.shape == image.shape
+    assert mosaic[1, 2, 6:8, 6:8].tolist() == [[30, 30]] * 2
+    assert mosaic[1, 2, 6:8, 8:10].tolist() == [[60, 60]] * 2
+    assert mosaic[1, 2, 8:10, 8:10].tolist() == [[120, 120]] * 2
+    assert mosaic[1, 2].sum() == image[1, 2].sum()
+    half = script.draw("half", image)
+    assert torch.equal(half[:, :, :8], image[:, :, :8])
+    assert not half[:, :, 8:].any()
+    many = torch.randint(0, 256, (1001, 1, 32, 32), dtype=torch.uint8)
+    assert torch.equal(script.draw("mosaic", many)[1000:], script.draw("mosaic", many[1000:]))
+
+
+@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
+def test_translators_measure_by_hand(script):
+    black, white = (
+        torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
+        torch.full((2, 1, 4, 4), 255, dtype=torch.uint8),
+    )
+    assert script.difference(black, white) == 1
+    half = black.clone()
+    half[0] = 51
+    assert script.difference(half, black) == pytest.approx(0.1)
+    stripes = black.clone()
+    stripes[..., ::2] = 200
+    faint = stripes // 2
+    assert script.sharpness(stripes, stripes) == 1
+    assert script.sharpness(faint, stripes) == 0.5
+    assert script.sharpness(stripes.mT, stripes) == 1
+    names = ["1/a", "0/b", "1/c", "0/d", "1/e", "2/f"]
+    assert script.choose(names, 4) == [1, 0, 5, 3]  # the first of each class, then the second
+    assert script.choose([name[2:] for name in names], 3) == [0, 1, 2]
+    assert 0.05 < np.mean([script.held_out(f"{i:05d}") for i in range(1000)]) < 0.15
+    small, size = torch.randint(0, 256, (2, 1, 28, 28), dtype=torch.uint8), 64
+    assert torch.equal(script.fit(small, 32)[:, :, 2:-2, 2:-2], small)
+    assert script.fit(small, 32).sum() == small.sum()
+    assert script.fit(small, size).shape == (2, 1, size, size)
+
+
+def test_pix2pix_trains_on_pairs_and_shows_the_first_test_images(script, whole, small_data):
+    """Each question is that of its answer, in every step; what is shown and measured is of the test set."""
+    mosaics = [args[0] for args in whole.rest]  # rest begins with the answers
+    assert [torch.equal(a, b) for a, b in zip(whole.real, mosaics)] == [True] * 12
+    test = nn.functional.pad(torchvision.datasets.MNIST(small_data, train=False).data[:, None], (2, 2, 2, 2))
+    labels = torchvision.datasets.MNIST(small_data, train=False).targets.tolist()
+    order = sorted(range(24), key=lambda row: (labels[:row].count(labels[row]), labels[row]))
+    questions = script.draw("mosaic", test).float() / 127.5 - 1
+    (shown, *_), (measured, *_), (again, *_), _ = whole.drawn
+    assert torch.allclose(shown, questions[order[:20]])
+    assert torch.equal(shown, again)
+    assert torch.allclose(measured, questions)
+    rows = list(csv.DictReader((whole.folder / "history.csv").read_text().splitlines()))
+    generator = script.Generator()
+    generator.load_state_dict(read(whole.folder / "checkpoint.pt")["generator"])
+    made = script.sample(generator, questions)
+    error = (made.int() - test.int()).abs().double().mean().item() / 255
+    evidence = (
+        script.draw("mosaic", made).int() - script.draw("mosaic", test).int()
+    ).abs().double().mean() / 255
+    found = [float(rows[-1][name]) for name in ("error", "evidence", "sharpness")]
+    assert found == pytest.approx([error, evidence.item(), script.sharpness(made, test)], rel=1e-4)
+    assert f"  error {error:.3f}  evidence {evidence:.3f}  sharpness" in whole.out
+
+
+def test_pix2pix_generates_and_translates(script, whole, small_data, pictures, tmp_path, capsys):
+    """Test images, by class; and one's own: grey, colour, transparent, 16 bits, of any shape."""
+    checkpoint, own = str(whole.folder / "checkpoint.pt"), tmp_path / "own"
+    argv = ["--checkpoint", checkpoint, "--generate"]
+    script.main([*argv, "20", "--out-dir", str(tmp_path / "made")])
+    files = sorted((tmp_path / "made").rglob("*.png"), key=lambda path: path.name)
+    labels = torchvision.datasets.MNIST(small_data, train=False).targets.tolist()[:20]
+    assert [(path.parent.name, path.stem) for path in files] == [
+        (f"{c}", f"{i:05d}") for i, c in enumerate(labels)
+    ]
+    assert {(Image.open(path).size, Image.open(path).mode) for path in files} == {((32, 32), "L")}
+    script.main([*argv, "5", "--out-dir", str(tmp_path / "few")])
+    assert snapshot(tmp_path / "few").items() <= snapshot(tmp_path / "made").items()
+    fails(script, [*argv, "25"], capsys, "--generate: 25 is more than the 24 test images")
+
+    (own / "below").mkdir(parents=True)
+    for name, mode, size in (
+        ("a.png", "L", (32, 32)),
+        ("b.webp", "RGB", (50, 40)),
+        ("c.png", "RGBA", (40, 90)),
+    ):
+        Image.new(mode, size, 200 if mode == "L" else (10, 200, 30, 0)[: len(mode)]).save(
+            own / "below" / name
+        )
+    Image.new("L", (32, 32), 7).save(own / "a.jpg")
+    Image.new("L", (32, 32), 70).save(own / "a.png")
+    (own / "broken.png").write_bytes(b"not a picture")
+    translate = ["--checkpoint", checkpoint, "--translate"]
+    script.main([*translate, str(own)])
+    made = whole.folder / "translated" / "001"
+    names = ["a.png", "a.png.png", "below/a.png", "below/b.png", "below/c.png"]  # of a.jpg, and of a.png
+    assert sorted(path.relative_to(made).as_posix() for path in made.rglob("*.png")) == names
+    out, err = capsys.readouterr()
+    assert "broken.png cannot be read" in out + err
+    assert f"5 images in {made}" in out
+    generator = script.Generator()
+    generator.load_state_dict(read(checkpoint)["generator"])
+    question = torch.full((1, 1, 32, 32), 200 / 127.5 - 1)
+    answer = torch.from_numpy(np.array(Image.open(made / "below" / "a.png")))
+    assert torch.equal(script.sample(generator, question)[0, 0], answer)
+    white = torch.from_numpy(np.array(Image.open(made / "below" / "c.png")))  # what is transparent
+    assert torch.equal(script.sample(generator, torch.ones(1, 1, 32, 32))[0, 0], white)
+    shutil.rmtree(whole.folder / "translated")
+    fails(script, [*translate, tmp_path / "nowhere"], capsys, "--translate", "not a folder")
+    (tmp_path / "empty").mkdir()
+    fails(script, [*translate, tmp_path / "empty"], capsys, "--translate: no image to read")
+    assert not (whole.folder / "translated").exists()
+
+
+def two_sides(folder, a, b, count=40):
+    """Files of the same names in two folders: grey digits in a, the same in colour in b."""
+    for side in (a, b):
+        (folder / side).mkdir(parents=True, exist_ok=True)
+    for i, digit in enumerate(torchvision.datasets.MNIST(ROOT / "data").data[:count].numpy()):
+        grey = Image.fromarray(digit)
+        grey.save(folder / a / f"{i:02d}.png")
+        Image.merge("RGB", [grey, Image.new("L", (28, 28), i), grey.point(lambda v: 255 - v)]).save(
+            folder / b / f"{i:02d}.webp", lossless=True
+        )
+
+
+def read_sides(script, *flags):
+    """What read_pictures makes of --dataset folders: train, test, names."""
+    args = script.parse_args(
+        ["--dataset", "folders", "--image-size", "32", "--device", "cpu", *map(str, flags)]
+    )
+    return script.read_pictures(args, paired=script is pix2pix)
+
+
+@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
+def test_translators_find_the_layouts_that_people_have(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, train, test in (
+        ("one", ("trainA", "trainB"), ("testA", "testB")),
+        ("two", ("A/train", "B/train"), ("A/val", "B/val")),
+        ("three", ("train/A", "train/B"), ("test/A", "test/B")),
+        ("four", ("A", "B"), None),
+    ):
+        two_sides(tmp_path / name, *train)
+        if test:
+            two_sides(tmp_path / name, *test, count=5)
+        (a, b), (test_a, test_b), names = read_sides(script, "--data-dir", name)
+        held = 0 if test else sum(script.held_out(f"{i:02d}") for i in range(40))
+        assert (len(a), len(b)) == (40 - held, 40 - held)
+        assert len(test_a) == len(test_b) == len(names[0]) == (5 if test else held)
+        assert (a.shape[1], b.shape[1]) == (1, 3)  # A is grey
+        for x, y in ((a, b), (test_a, test_b)):
+            assert (x.float() - y[:, :1].float()).abs().max() <= 1  # a pair shows the same digit
+        kept = {int(number) for number in b[:, 1, 0, 0].tolist()}
+        assert held == 0 or not kept & {int(name) for name in names[0]}  # none is trained on and tested, too
+        folders = ["--folder-a", Path(name, train[0]), "--folder-b", Path(name, train[1])]
+        assert len(read_sides(script, *folders)[0][0]) == 40 - sum(
+            script.held_out(f"{i:02d}") for i in range(40)
+        )
+
+
+def test_pix2pix_reads_pairs_side_by_side(script, tmp_path, monkeypatch, capsys):
+    """A is the left half; --direction b2a makes B the question; odd widths have no middle."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pairs" / "train").mkdir(parents=True)
+    for i, digit in enumerate(torchvision.datasets.MNIST(ROOT / "data").data[:40].numpy()):
+        both = Image.new("RGB", (56, 28), (10, i, 200))
+        both.paste(Image.fromarray(digit), (0, 0))
+        both.save(tmp_path / "pairs" / "train" / f"{i}.png")
+    (a, b), (test_a, _), names = read_sides(script, "--data-dir", "pairs")
+    assert (a.shape[1], b.shape[1]) == (1, 3)
+    assert len(a) + len(test_a) == 40
+    order = [i for i in map(str, range(40)) if not script.held_out(i)]
+    assert sorted(b[:, 1, 0, 0].tolist()) == sorted(map(int, order))
+    number = b[0, 1, 0, 0].item()
+    digit = torch.from_numpy(
+        np.array(
+            Image.open(f"pairs/train/{number}.png").convert("RGB").crop((0, 0, 28, 28)).resize((32, 32), 2)
+        )
+    )
+    assert (a[0, 0].int() - digit[:, :, 0].int()).abs().max() <= 1
+    flags = ["--dataset", "folders", "--data-dir", "pairs", "--image-size", "32", "--device", "cpu"]
+    flags += ["--batch-size", "4", "--max-steps", "1"]
+    for direction, channels in (("a2b", [1, 3]), ("b2a", [3, 1])):
+        script.main([*flags, "--direction", direction, "--out-dir", direction])
+        assert read(f"{direction}/checkpoint.pt")["settings"]["channels"] == channels
+        script.main(["--checkpoint", f"{direction}/checkpoint.pt", "--generate", "1"])
+        (made,) = Path(direction, "generated").rglob("*.png")
+        assert made.stem == names[0][0]
+        assert Image.open(made).mode == ("RGB" if direction == "a2b" else "L")
+    Image.new("RGB", (57, 28)).save("pairs/train/41.png")
+    fails(script, flags, capsys, "--data-dir", "41.png has an odd width")
+
+
+@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
+def test_translators_refuse_bad_folders(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = [
+        "--dataset",
+        "folders",
+        "--device",
+        "cpu",
+        "--batch-size",
+        "4",
+        "--image-size",
+        "32",
+        "--max-steps",
+        "1",
+    ]
+    (tmp_path / "none").mkdir()
+    fails(script, [*flags, "--data-dir", "none"], capsys, "--data-dir", "trainA and trainB", "--folder-a")
+    two_sides(tmp_path / "some", "A", "B")
+    (tmp_path / "some" / "A" / "extra.png").write_bytes(Path("some/A/00.png").read_bytes())
+    paired = script is pix2pix
+    if paired:
+        fails(script, [*flags, "--data-dir", "some"], capsys, "1 pictures in", "no partner", "extra")
+        (tmp_path / "some" / "A" / "extra.png").unlink()
+    else:
+        fails(
+            script,
+            [*flags, "--data-dir", "some", "--identity-weight", "5"],
+            capsys,
+            "--identity-weight",
+            "channels",
+        )
+    Path("some/B/03.webp").write_bytes(b"cut off")  # a pair of which one half cannot be read is left out
+    script.main([*flags, "--data-dir", "some", "--out-dir", "run"])
+    out = capsys.readouterr().out
+    assert "1 of 40 files cannot be read: some/B/03.webp" in out
+    (a, b), (test_a, test_b), names = read_sides(script, "--data-dir", "some")
+    assert len(a) + len(test_a) == (39 if paired else 41)
+    assert len(b) + len(test_b) == 39
+    two_sides(tmp_path / "few", "A", "B", count=2)
+    fails(script, [*flags, "--data-dir", "few"], capsys, "--data-dir: too few pictures in few", last=True)
+    assert not any(script.held_out(f"{i:02d}") for i in range(2))
+
+
+@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
+def test_translators_draw_from_any_folder(script, pictures, capsys):
+    """Colours are found again from grey; a tenth of the pictures is for testing."""
+    flags = ["--dataset", "folder", "--data-dir", str(pictures), "--task", "grey", "--image-size", "32"]
+    script.main([*flags, "--batch-size", "4", "--max-steps", "1", "--device", "cpu", "--out-dir", "run"])
+    assert read("run/checkpoint.pt")["settings"]["channels"] == [1, 3]
+    with Image.open("run/samples/epoch_0001.png") as strip:
+        assert strip.mode == "RGB"
+    script.main(["--checkpoint", "run/checkpoint.pt", "--generate", "1"])
+    (made,) = Path("run", "generated").rglob("*.png")
+    assert script.held_out(made.relative_to("run/generated/001").with_suffix("").as_posix())
+    assert Image.open(made).mode == "RGB"
+
+
+@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
+def test_translators_know_the_faces(script, tmp_path, monkeypatch):
+    """A line drawing and its face are row for row the same; the test faces are not those that train."""
+    args = script.parse_args(["--dataset", "faces", "--data-dir", str(ROOT / "data"), "--device", "cpu"])
+    script.fill_in(args)
+    assert (args.task, args.image_size) == ("lines", 64)
+    sheets = script.read_sheets
+
+    def one_sheet(folder, name):
+        return sheets(folder, name.replace("??", "00"))
+
+    monkeypatch.setattr(script, "read_sheets", one_sheet)
+    (a, b), test, (names, _) = script.read_pictures(args, paired=True)
+    assert a.shape == (1024, 1, 64, 64)
+    assert b.shape == (1024, 3, 64, 64)
+    assert [part.shape[1] for part in test] == [1, 3]
+    assert len(names) == 1024
+    dark = [(images.float().mean(1) < 60).flatten(1).float() for images in (a, b)]
+    own, others = ((x * y).sum(1) / x.sum(1) for x, y in (dark, (dark[0], dark[1].roll(1, 0))))
+    assert own.mean() > 2 * others.mean() > 0.2  # what is black in the drawing is dark in the face
+
+
+def cycle_round(pool=0, **others):
+    """A train_step of cyclegan.py on four outlines and four other digits; returns all it saw."""
+    torch.manual_seed(0)
+    made = [cyclegan.Generator(width=8, blocks=1) for _ in range(2)]
+    judges = [cyclegan.Discriminator(1, 8, norm="instance") for _ in range(2)]
+    generator = nn.ModuleDict(zip(("ab", "ba"), made)).apply(cyclegan.init_weights)
+    discriminator = nn.ModuleDict(zip("ab", judges)).apply(cyclegan.init_weights)
+    digits = mnist_as(cyclegan, count=8)
+    a, b = cyclegan.draw("outline", digits[:4]).float() / 127.5 - 1, digits[4:].float() / 127.5 - 1
+    args = {"generator": generator, "discriminator": discriminator}
+    args |= {f"pool_{side}": cyclegan.ImagePool(pool, 1, 32) for side in "ab"}
+    args["optimizer_g"] = Recorder(generator, generator, discriminator)
+    args["optimizer_d"] = Recorder(discriminator, generator, discriminator)
+    args |= {"a": a, "b": b, "cycle_weight": 10.0, "identity_weight": 0.0}
+    assert others.keys() <= args.keys()
+    args |= others
+    seen = types.SimpleNamespace(**args, calls={})
+    for pair in (args["generator"], args["discriminator"]):
+        for name, network in pair.items():
+            calls = seen.calls[name] = []
+            network.register_forward_hook(lambda m, inputs, out, calls=calls: calls.append((inputs[0], out)))
+    seen.metrics = cyclegan.train_step(*args.values())
+    return seen
+
+
+def test_cyclegan_pads_as_pytorch_does():
+    for pixels in (1, 3):
+        x, ours = torch.randn(2, 3, 8, 9, requires_grad=True), cyclegan.Reflect(pixels)
+        theirs = nn.ReflectionPad2d(pixels)
+        assert torch.equal(ours(x), theirs(x))
+        weights = torch.randn_like(ours(x))
+        grads = [torch.autograd.grad((pad(x) * weights).sum(), x)[0] for pad in (ours, theirs)]
+        assert torch.allclose(*grads, atol=1e-5)
+
+
+def test_cyclegan_residual_blocks_add_and_take_away():
+    """With a last convolution of 0 a block is the identity; otherwise it changes values up and down."""
+    block, x = cyclegan.Residual(8, "instance"), torch.randn(2, 8, 8, 8)
+    assert (block(x) - x).min() < -0.5 < 0.5 < (block(x) - x).max()
+    nn.init.zeros_(block.layers[5].weight)
+    assert torch.equal(block(x), x)
+
+
+def test_cyclegan_translates_each_picture_for_itself():
+    """In training as in use, in a batch as alone; with batch normalisation only in use. Contrast is lost."""
+    torch.manual_seed(0)
+    a = 2 * torch.rand(4, 1, 32, 32) - 1
+    network = cyclegan.Generator().apply(cyclegan.init_weights)
+    with torch.no_grad():
+        together = network(a)
+        assert torch.allclose(together[1:2], network(a[1:2]), atol=1e-5)
+        assert torch.allclose(together, network.eval()(a), atol=1e-5)
+        batch = cyclegan.Generator(norm="batch").apply(cyclegan.init_weights)
+        assert not torch.allclose(batch(a)[1:2], batch(a[1:2]), atol=1e-3)
+        batch.eval()
+        assert torch.allclose(batch(a)[1:2], batch(a[1:2]), atol=1e-5)
+        first = network.layers[:3]  # padding, convolution, normalisation
+        assert torch.allclose(first(0.5 * a + 0.3), first(a), atol=0.02)
+
+
+def test_cyclegan_step_reports_what_it_did():
+    """Each metric by hand, from what the networks saw and answered; G is updated before D."""
+    for weight in (0.0, 5.0):
+        seen = cycle_round(identity_weight=weight)
+        (a, fake_b), (fake_a, back_b), *same_b = seen.calls["ab"]
+        (b, fake_a_again), (fake_b_again, back_a), *same_a = seen.calls["ba"]
+        assert (a is seen.a, b is seen.b) == (True, True)
+        assert fake_a is fake_a_again
+        assert fake_b is fake_b_again
+        assert [given is seen.b for given, _ in same_b] == [True] * (weight > 0)  # B is to stay as it is
+        assert [given is seen.a for given, _ in same_a] == [True] * (weight > 0)
+        expected = {"cycle_a": back_a - seen.a, "cycle_b": back_b - seen.b}
+        expected = {name: value.abs().mean().item() / 2 for name, value in expected.items()}
+        pairs = [(out, given) for given, out in (*same_a, *same_b)]
+        expected["identity"] = sum((out - given).abs().mean().item() for out, given in pairs) / 2
+        for side, real, fake, name in (("b", seen.b, fake_b, "g_ab"), ("a", seen.a, fake_a, "g_ba")):
+            (first, score), (second, on_real), (third, on_fake) = seen.calls[side]
+            assert first is fake
+            assert second is real
+            assert torch.equal(third, fake)  # with an empty pool
+            assert not third.requires_grad
+            expected[name] = ((score - 1) ** 2).mean().item()
+            expected[f"d_{side}"] = (((on_real - 1) ** 2).mean() + (on_fake**2).mean()).item() / 2
+        assert {*expected} == {*cyclegan.METRICS}
+        for name, value in expected.items():
+            assert seen.metrics[name].item() == pytest.approx(value, rel=1e-5), name
+            assert not seen.metrics[name].requires_grad
+
+
+def test_cyclegan_step_sends_gradients_where_they_should_go():
+    seen = cycle_round(identity_weight=5.0)
+    g_grads, d_grads = seen.optimizer_g.seen
+    assert all(grad is not None and grad.isfinite().all() for grad in g_grads)
+    assert sum(grad.any().item() for grad in g_grads) == len(g_grads)
+    assert all(grad is None for grad in d_grads)  # the generators' half leaves the discriminators alone
+    g_after, d_after = seen.optimizer_d.seen
+    assert_same_bits(g_after, g_grads)  # and the other way round
+    assert all(grad is not None and grad.any() for grad in d_after)
+    assert all(parameter.requires_grad for parameter in seen.discriminator.parameters())
+
+
+def test_cyclegan_weights_of_the_losses():
+    """The gradient of both generators is the sum of the parts, each with its weight once."""
+
+    def grads(cycle, identity):
+        seen = cycle_round(cycle_weight=cycle, identity_weight=identity)
+        return torch.cat([grad.flatten() for grad in seen.optimizer_g.seen[0]])
+
+    alone = grads(0.0, 0.0)
+    cycle, identity = grads(1.0, 0.0) - alone, grads(0.0, 1.0) - alone
+    assert torch.allclose(grads(10.0, 5.0), alone + 10 * cycle + 5 * identity, rtol=1e-3, atol=1e-4)
+    assert min(part.norm() for part in (alone, cycle, identity)) > 0.01
+    unchanged = nn.ModuleDict({"ab": nn.Identity(), "ba": nn.Identity()})
+    blank = types.SimpleNamespace(zero_grad=lambda: None, step=lambda: None)
+    both = torch.full((4, 1, 32, 32), 0.3, requires_grad=True)
+    metrics = cycle_round(
+        generator=unchanged, optimizer_g=blank, a=both, b=-both, identity_weight=1.0
+    ).metrics
+    assert [metrics[name].item() for name in ("cycle_a", "cycle_b", "identity")] == [0, 0, 0]
+
+
+def test_cyclegan_step_does_not_wait_for_the_device(monkeypatch):
+    def refuse(self, *args, **kwargs):
+        raise AssertionError("host and device synchronised")
+
+    original = cyclegan.train_step
+
+    def train_step(*args):
+        with monkeypatch.context() as patch:
+            for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__", "nonzero"):
+                patch.setattr(torch.Tensor, name, refuse)
+            return original(*args)
+
+    monkeypatch.setattr(cyclegan, "train_step", train_step)
+    metrics = cycle_round(pool=2, identity_weight=1.0).metrics
+    assert tuple(metrics) == tuple(cyclegan.METRICS)
+
+
+def test_cyclegan_pool():
+    """Nothing is lost or doubled; half of what is given back is of now, the rest is old; and it is saved."""
+    torch.manual_seed(0)
+    pool, number, ages, now = cyclegan.ImagePool(12, 1, 1), 0, [], 0
+    for query in range(2000):
+        fakes = torch.arange(number, number + 4.0).view(4, 1, 1, 1)
+        before = [*pool.images.flatten().tolist(), *fakes.flatten().tolist()]
+        back = pool.query(fakes)
+        if query < 3:  # there is room
+            assert torch.equal(back, fakes)
+            assert pool.count == 4 * (query + 1)
+        else:
+            after = [*pool.images.flatten().tolist(), *back.flatten().tolist()]
+            assert sorted(before) == sorted(after)
+            fresh = back.flatten() >= number
+            now += fresh.sum().item()
+            ages += ((number - back.flatten()[~fresh]) // 4 + 1).tolist()
+        number += 4
+    assert len(pool.images.unique()) == 12
+    assert now / (4 * 1997) == pytest.approx(0.5, abs=3 * 0.5 / math.sqrt(4 * 1997))
+    assert np.mean(ages) == pytest.approx(2 * 12 / 4, rel=0.1)  # steps, on average
+    other = cyclegan.ImagePool(12, 1, 1)
+    other.load_state_dict(pool.state_dict())
+    assert other.count == 12
+    for _ in range(3):  # the same random numbers, the same answers
+        torch.manual_seed(5)
+        first = pool.query(fakes)
+        torch.manual_seed(5)
+        assert torch.equal(other.query(fakes), first)
+    part = cyclegan.ImagePool(6, 1, 1)
+    part.query(fakes)
+    assert torch.equal(part.query(fakes)[:2], fakes[:2])  # the last two that find room
+    assert cyclegan.ImagePool(0, 1, 1).query(fakes) is fakes
+
+
+def test_cyclegan_heaps_share_no_picture(script, whole, small_data):
+    """A is drawn of every second digit, B of the others; each picture is seen once in a pass over a heap."""
+    digits = nn.functional.pad(torchvision.datasets.MNIST(small_data).data[:, None], (2, 2, 2, 2))
+    heap_a = script.draw("outline", digits[0::2])
+    seen = [args[1] for args in whole.rest]  # the last but three arguments: a, b, and two weights
+    seen = torch.cat([((a + 1) * 127.5).round().to(torch.uint8) for a in seen])
+    assert sorted(image.numpy().tobytes() for image in seen[:12]) == sorted(
+        a.numpy().tobytes() for a in heap_a
+    )
+    orders = []
+    args = script.parse_args(["--batch-size", "3", "--device", "cpu"])
+    small = torch.arange(7, dtype=torch.uint8).view(7, 1, 1, 1)
+    for side in "ab":
+        passes = [torch.cat([script.take(small, side, step, args) for step in (k, k + 1)]) for k in (0, 2, 4)]
+        passes = [((rows.flatten() + 1) * 127.5).round().int().tolist() for rows in passes]
+        assert all(len({*rows}) == 6 for rows in passes)  # of 7, the last short batch is dropped
+        orders += [tuple(rows) for rows in passes]
+    assert len({*orders}) == 6  # another order each time, and for each heap
+
+
+def test_cyclegan_measures_both_directions(script, whole, small_data):
+    """After the last epoch, by hand; pictures in between are rounded, as files would be."""
+    test = nn.functional.pad(torchvision.datasets.MNIST(small_data, train=False).data[:, None], (2, 2, 2, 2))
+    a, both = (
+        script.draw("outline", test),
+        nn.ModuleDict({"ab": script.Generator(), "ba": script.Generator()}),
+    )
+    both.load_state_dict(read(whole.folder / "checkpoint.pt")["generator"])
+
+    def translate(network, images):
+        return script.sample(both[network], images.float() / 127.5 - 1)
+
+    def distance(x, y):
+        return (x.int() - y.int()).abs().double().mean().item() / 255
+
+    fake_b, fake_a = translate("ab", a), translate("ba", test)
+    expected = {"a2b_error": distance(fake_b, test), "b2a_error": distance(fake_a, a)}
+    expected |= {"a2b2a_error": distance(translate("ba", fake_b), a)}
+    expected |= {"b2a2b_error": distance(translate("ab", fake_a), test)}
+    expected |= {"evidence": distance(script.draw("outline", fake_b), a)}
+    row = [*csv.DictReader((whole.folder / "history.csv").read_text().splitlines())][-1]
+    for name, value in expected.items():
+        assert float(row[name]) == pytest.approx(value, rel=1e-3), name
+        assert f"{name} {value:.3f}" in whole.out
+
+
+def test_cyclegan_generates_in_both_directions(script, whole, small_data, tmp_path):
+    checkpoint = str(whole.folder / "checkpoint.pt")
+    argv = ["--checkpoint", checkpoint, "--generate", "24"]
+    both = nn.ModuleDict({"ab": script.Generator(), "ba": script.Generator()})
+    both.load_state_dict(read(checkpoint)["generator"])
+    test = nn.functional.pad(torchvision.datasets.MNIST(small_data, train=False).data[:, None], (2, 2, 2, 2))
+    for flags, network, questions in (
+        ([], "ab", script.draw("outline", test)),
+        (["--direction", "b2a"], "ba", test),
+    ):
+        script.main([*argv, *flags, "--out-dir", str(tmp_path / network)])
+        files = sorted((tmp_path / network).rglob("*.png"), key=lambda path: path.name)
+        made = torch.stack([torch.from_numpy(np.array(Image.open(path))) for path in files])
+        expected = script.sample(both[network], questions.float() / 127.5 - 1)[:, 0]
+        assert (made.int() - expected.int()).abs().max() <= 1  # a grey level, by rounding
+    own = tmp_path / "own"
+    own.mkdir()
+    Image.fromarray(test[3, 0].numpy()).save(own / "seven.png")
+    flags = ["--direction", "b2a", "--out-dir", str(tmp_path / "mine")]
+    script.main(["--checkpoint", checkpoint, "--translate", str(own), *flags])
+    mine = torch.from_numpy(np.array(Image.open(tmp_path / "mine" / "seven.png")))
+    assert (mine.int() - made[3].int()).abs().max() <= 1
+
+
+def test_cyclegan_glasses(script):
+    """A: faces without, B: faces with glasses, as data/faces says; both with names of their own."""
+    args = script.parse_args(["--dataset", "faces", "--task", "glasses", "--data-dir", str(ROOT / "data")])
+    script.fill_in(args)
+    args.device = "cpu"
+    (a, b), (test_a, test_b), names = script.read_heaps(args)
+    rows = {part: [*csv.DictReader(open(ROOT / f"data/faces/{part}.csv"))] for part in ("train", "test")}
+    for part, without, with_them in (("train", a, b), ("test", test_a, test_b)):
+        worn = [row["glasses"] != "none" for row in rows[part]]
+        assert (len(with_them), len(without)) == (sum(worn), len(worn) - sum(worn))
+    faces, _ = fid.open_faces(ROOT / "data/faces", "test")
+    for heap, some in ((test_a, names[0]), (test_b, names[1])):
+        assert torch.equal(heap[5], faces[int(some[5])])
+    assert not {*names[0]} & {*names[1]}
 
 
 # %% fid
