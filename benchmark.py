@@ -7,7 +7,8 @@
 Of each training script, with its own batch size, on random images of its own size:
 
     images/s    real images that train_step takes in a second, with the making of the batches and the reading
-                of the metrics, as the script's loop does both; in fp32, and in bf16
+                of the metrics, as the script's loop does both; in fp32, and in bf16; of pix2pix.py and
+                cyclegan.py pairs of images
     GFLOP       for one image: multiplications and additions of convolutions and matrix products
     of matmul   FLOPs a second in fp32, over those of a product of 2048 x 2048 matrices in fp32, which PyTorch
                 may hand to one library as a product and to another as a 1 x 1 convolution: the faster counts
@@ -17,7 +18,8 @@ Of each training script, with its own batch size, on random images of its own si
                 convolutions, as in vanilla_gan.py, there is no difference
     tutorial    images/s in fp32 and in bf16, over those of the same networks in the loop of tutorials: a
                 DataLoader that transforms image by image, Adam that is not fused, sigmoid and BCELoss where
-                the loss is a cross-entropy, .item() and print in each step; for dcgan64_celeba.py on JPEGs
+                the loss is a cross-entropy, .item() and print in each step; for dcgan64_celeba.py on JPEGs;
+                in cyclegan.py nn.ReflectionPad2d, a pool image by image, and an optimiser for each D
 
 Of fid.py: the images/s of its Inception network, and the seconds of the Frechet distance of 2048 features.
 
@@ -31,6 +33,8 @@ import contextlib
 import importlib
 import inspect
 import io
+import itertools
+import random
 import statistics
 import subprocess
 import sys
@@ -40,6 +44,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageChops, ImageFilter
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
@@ -57,6 +62,8 @@ SHAPES = {  # of an image
     "cgan": (1, 28, 28),
     "dcgan32_wgan_sn": (1, 32, 32),
     "dcgan64_celeba": (3, 64, 64),
+    "pix2pix": (1, 32, 32),
+    "cyclegan": (1, 32, 32),
 }
 PEAK = """
 import contextlib, io, resource, sys, torch
@@ -74,12 +81,16 @@ class Player:
     """A script's networks and settings, ready to train."""
 
     def __init__(self, name, device, **adam):
-        self.script, self.shape = importlib.import_module(name), SHAPES[name]
+        self.name, self.script, self.shape = name, importlib.import_module(name), SHAPES[name]
         self.args = self.script.parse_args(["--device", str(device)])
         torch.manual_seed(0)
         second = getattr(self.script, "Critic", None) or self.script.Discriminator
-        self.generator, self.second = self.script.Generator().to(device), second().to(device)
-        for network in (self.generator, self.second):
+        if name == "cyclegan":
+            self.generator = nn.ModuleDict({way: self.script.Generator() for way in ("ab", "ba")})
+            self.second = nn.ModuleDict({side: second(1, norm="instance") for side in "ab"})
+        else:
+            self.generator, self.second = self.script.Generator(), second()
+        for network in (self.generator.to(device), self.second.to(device)):
             network.apply(getattr(self.script, "init_weights", lambda layer: None))
         adam["betas"] = (0.0, 0.9) if name == "wgan_gp" else (0.5, 0.999)
         self.optimizer_g = torch.optim.Adam(self.generator.parameters(), self.args.lr_g, **adam)
@@ -93,13 +104,18 @@ def ours(name, device, precision, channels_last=True):
     player = Player(name, device, fused=True)
     script, count, player.args.precision = player.script, player.count, precision
     for network in (player.generator, player.second):
-        # The critic of wgan_gp.py is contiguous in any case, see its train.
-        contiguous = not channels_last or name == "wgan_gp" and network is player.second
-        script.place(network, player.args, torch.contiguous_format if contiguous else torch.channels_last)
+        # The critic of wgan_gp.py and all of cyclegan.py are contiguous in any case, as there in train.
+        contiguous = not channels_last or name == "wgan_gp" and network is player.second or name == "cyclegan"
+        for part in network.values() if isinstance(network, nn.ModuleDict) else [network]:
+            script.place(part, player.args, torch.contiguous_format if contiguous else torch.channels_last)
     images = torch.randint(0, 256, (10 * count, *player.shape), dtype=torch.uint8, device=device)
     classes = torch.randint(0, 10, (len(images),), device=device)
     batches = torch.randperm(len(images), device=device).view(-1, count)
-    networks = player.generator, player.second, player.optimizer_g, player.optimizer_second
+    networks = [player.generator, player.second]
+    if name == "cyclegan":
+        size = player.args.pool * count
+        networks += [script.ImagePool(size, *player.shape[:2]).to(device) for _ in "ab"]
+    networks += [player.optimizer_g, player.optimizer_second]
     names = list(inspect.signature(script.train_step).parameters)[len(networks) :]
     pending, number = [], [0]
 
@@ -107,7 +123,10 @@ def ours(name, device, precision, channels_last=True):
         number[0] += 1
         index = batches[number[0] % len(batches)]
         script.reseed("step", number[0])
-        given = {"real": images[index].float().div_(127.5).sub_(1)}
+        real = images[index].float().div_(127.5).sub_(1)
+        given = {"real": real, "b": real, "condition": True}
+        if "a" in names:
+            given["a"] = images[index.flip(0)].float().div_(127.5).sub_(1)
         if "classes" in names:
             given["classes"] = classes[index]
         if "z" in names:
@@ -129,6 +148,8 @@ def tutorial(name, device, folder):
     """A training step of the same networks as tutorials write it, in fp32."""
     player = Player(name, device)
     script, args, generator, second = player.script, player.args, player.generator, player.second
+    if name in ("pix2pix", "cyclegan"):
+        return translation(player, device)
     scale = [transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]
     if name == "dcgan64_celeba":
         crop = [transforms.Resize(64), transforms.CenterCrop(64), *scale]
@@ -175,6 +196,79 @@ def tutorial(name, device, folder):
         print(f"D {d_loss.item():.4f} G {g_loss.item():.4f}")
 
     return step
+
+
+def translation(player, device):
+    """What tutorial returns, of pix2pix.py and cyclegan.py."""
+    args, generator, second, l1 = player.args, player.generator, player.second, nn.L1Loss()
+    scale = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
+
+    def pair(digit):
+        b = transforms.functional.pad(digit, 2)
+        if player.name == "pix2pix":
+            a = b.resize((8, 8), Image.Resampling.BOX).resize((32, 32), Image.Resampling.NEAREST)
+        else:
+            a = ImageChops.subtract(b.filter(ImageFilter.MaxFilter(3)), b)
+        return scale(a), scale(b)
+
+    loader = DataLoader(datasets.MNIST("data", transform=pair), args.batch_size, shuffle=True, drop_last=True)
+    batches = itertools.chain.from_iterable(loader for _ in itertools.count())
+
+    def update(optimizer, loss):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    def paired():
+        bce = nn.BCELoss()
+        a, b = (images.to(device) for images in next(batches)[0])
+        fake = generator(a)
+        on_real, on_fake = second(a, b).sigmoid(), second(a, fake.detach()).sigmoid()
+        d_loss = (bce(on_real, torch.ones_like(on_real)) + bce(on_fake, torch.zeros_like(on_fake))) / 2
+        update(player.optimizer_second, d_loss)
+        on_fake = second(a, fake).sigmoid()
+        g_loss = bce(on_fake, torch.ones_like(on_fake)) + args.l1_weight * l1(fake, b)
+        update(player.optimizer_g, g_loss)
+        print(f"D {d_loss.item():.4f} G {g_loss.item():.4f}")
+
+    if player.name == "pix2pix":
+        return paired
+    for network in generator.values():
+        for module in [*network.modules()]:
+            for name, child in module.named_children():
+                if isinstance(child, player.script.Reflect):
+                    setattr(module, name, nn.ReflectionPad2d(child.pixels))
+    mse, pools = nn.MSELoss(), {"a": [], "b": []}
+    adam = {"lr": args.lr_d, "betas": (0.5, 0.999)}
+    optimizers = {side: torch.optim.Adam(second[side].parameters(), **adam) for side in "ab"}
+
+    def earlier(pool, images):
+        given = []
+        for image in images.detach():
+            if len(pool) < args.pool:
+                pool.append(image)
+            elif random.random() < 0.5:
+                number = random.randrange(len(pool))
+                image, pool[number] = pool[number], image
+            given.append(image)
+        return torch.stack(given)
+
+    def unpaired():
+        a, b = (images.to(device) for images in next(batches)[0])
+        fake_b, fake_a = generator["ab"](a), generator["ba"](b)
+        back_a, back_b = generator["ba"](fake_b), generator["ab"](fake_a)
+        scores = second["b"](fake_b), second["a"](fake_a)
+        g_loss = sum(mse(score, torch.ones_like(score)) for score in scores)
+        update(player.optimizer_g, g_loss + args.cycle_weight * (l1(back_a, a) + l1(back_b, b)))
+        text = f"G {g_loss.item():.4f}"
+        for side, real, fake in (("a", a, fake_a), ("b", b, fake_b)):
+            on_real, on_fake = second[side](real), second[side](earlier(pools[side], fake))
+            d_loss = (mse(on_real, torch.ones_like(on_real)) + mse(on_fake, torch.zeros_like(on_fake))) / 2
+            text += f" D {update(optimizers[side], d_loss).item():.4f}"
+        print(text)
+
+    return unpaired
 
 
 def inception(device, precision):

@@ -4,6 +4,7 @@
     python claims.py minimax critic-norm            # train, measure, write the tables and the plots
     python claims.py minimax --quick                # one seed, few steps, few samples: to see how it works
     python claims.py minimax --table                # the table of figures that were measured before
+    python claims.py --baselines                    # translations without a network, to compare with
 
 A claim is tested by settings: a script, its flags and, where a user would hardly want a flag, a change that
 is made from outside. Each setting is trained with the seeds 42, 43 and 44 (the longest with 42 alone) by the
@@ -14,16 +15,18 @@ and measured as fid.py --features classifier does, against the test set (made 64
     classes         how many of the ten have 1% of the samples or more
     entropy         of the classes' shares; 1 if all are equal
     confidence      the classifier's mean probability of the likeliest class
-    class_accuracy  for cgan.py, the share of samples of which the likeliest class is the one asked for
+    class_accuracy  for cgan.py, the share of samples of which the likeliest class is the one asked for; for
+                    pix2pix.py and cyclegan.py, of test images that keep their class when they are translated
     diversity       root mean square distance of two samples, over that of two test images
 
 results/NAME.csv has these for each setting, seed and step, and the means over the 100 steps before of what
-the script reports; seconds are those of training alone, on the CPU those of its one core. The plot
-assets/claim_NAME.png shows the distance, or what else the claim is about, over the training, and samples of
-the first seed; if NAME is that of a script, claim_NAME_losses.png is the plot of losses that the script made.
-While runs/claims is there, what was measured is not trained again, and what was stopped goes on. On the CPU a
-run has one thread, and as many run side by side as there are cores: that is faster than one after the other,
-and the figures do not depend on the number of cores.
+the script reports; of pix2pix.py and cyclegan.py also what they measure on 1,000 test images. Seconds are
+those of training alone, on the CPU those of its one core. The plot assets/claim_NAME.png shows the distance,
+or what else the claim is about, over the training, and samples of the first seed; if NAME is that of a
+script, claim_NAME_losses.png is the plot of losses that the script made. While runs/claims is there, what was
+measured is not trained again, and what was stopped goes on. On the CPU a run has one thread, and as many run
+side by side as there are cores: that is faster than one after the other, and the figures do not depend on the
+number of cores.
 """
 
 import argparse
@@ -186,6 +189,9 @@ ONE_STEP = replace(
 NORMED = other(WGAN_GP, "batch normalisation in the critic", "", 935, batch_norm_in_critic)
 AHEAD = "--lr-d 2e-3 --lr-g 2e-5"
 DCGAN_AHEAD = "--lr-d 2e-3 --lr-g 1e-5"
+P2P = Setting("L1 and GAN", "pix2pix", (625, 1250, 1875), f"--epochs 1 {BF16}")
+TRANSLATED = "error", "evidence", "sharpness", "class_accuracy", "precision", "recall"
+CYCLE = Setting("cycle 10", "cyclegan", (625, 1250, 1875), f"--epochs 1 {BF16}")
 AFTER = tuple(LAST + steps for steps in (0, 10, 20, 50, 100, 200, 500, 1000))
 CLAIMS = {
     "vanilla_gan": Claim("vanilla_gan.py, the run of full length", (VANILLA,)),
@@ -354,6 +360,61 @@ CLAIMS = {
         ("spread over seeds", "spread over the last five", "largest rise"),
         "seconds",
     ),
+    "l1": Claim(
+        "pix2pix: L1 alone is blurred, a GAN alone drifts from the answer, both together are sharp and close",
+        (
+            replace(P2P, label="mosaic, L1 and GAN"),
+            other(P2P, "mosaic, L1 alone", "--gan-weight 0 --epochs 1"),
+            other(P2P, "mosaic, GAN alone", "--l1-weight 0 --epochs 1"),
+            other(P2P, "half, L1 and GAN", "--task half --epochs 1"),
+            other(P2P, "half, L1 alone", "--task half --gan-weight 0 --epochs 1"),
+            other(P2P, "half, GAN alone", "--task half --l1-weight 0 --epochs 1"),
+        ),
+        TRANSLATED,
+        curve="sharpness",
+    ),
+    "skips": Claim(
+        "pix2pix: the connections that make the generator a U-Net matter",
+        (
+            other(P2P, "outline, U-Net", "--task outline --epochs 1"),
+            other(P2P, "outline, without skips", "--task outline --no-skips --epochs 1"),
+            replace(P2P, label="mosaic, U-Net"),
+            other(P2P, "mosaic, without skips", "--no-skips --epochs 1"),
+        ),
+        TRANSLATED,
+        curve="error",
+    ),
+    "patch": Claim(
+        "pix2pix: a discriminator of patches is better than one of pixels or of the whole image",
+        (
+            other(P2P, "1 pixel", "--patch-layers 0 --epochs 1"),
+            replace(P2P, label="16 pixels"),
+            other(P2P, "34 pixels", "--patch-layers 2 --epochs 1"),
+            other(P2P, "70 pixels, all", "--patch-layers 3 --epochs 1"),
+        ),
+        TRANSLATED,
+    ),
+    "condition": Claim(
+        "pix2pix: the discriminator must see the question",
+        (
+            replace(P2P, label="L1, sees it"),
+            other(P2P, "L1, does not", "--no-condition --epochs 1"),
+            other(P2P, "no L1, sees it", "--l1-weight 0 --epochs 1"),
+            other(P2P, "no L1, does not", "--no-condition --l1-weight 0 --epochs 1"),
+        ),
+        TRANSLATED,
+        curve="error",
+    ),
+    "cycle": Claim(
+        "CycleGAN: cycle consistency keeps a picture's content",
+        (
+            other(CYCLE, "cycle 0", "--cycle-weight 0 --epochs 1"),
+            other(CYCLE, "cycle 1", "--cycle-weight 1 --epochs 1"),
+            CYCLE,
+        ),
+        ("a2b_error", "b2a_error", "a2b2a_error", "evidence", "class_accuracy", "recall"),
+        curve="a2b_error",
+    ),
 }
 
 # %% Training and measuring
@@ -443,8 +504,10 @@ def follow(setting, seed, home, samples, device):
                 images, labels = generated(script, folder / "checkpoint.pt", samples, device)
                 to_pil_image(make_grid(images[:64], 8)).save(picture(folder, point))
                 judge = judge or Judge(setting.args.dataset, images, device)
-                history = script.load_checkpoint(folder / "checkpoint.pt")["history"]
-                row |= dict(zip(script.METRICS, history[-100:].mean(0).tolist()))
+                checkpoint = script.load_checkpoint(folder / "checkpoint.pt")
+                row |= dict(zip(script.METRICS, checkpoint["history"][-100:].mean(0).tolist()))
+                tests = [values.tolist() for values in checkpoint["distances"] if values[0] == point]
+                row |= {k: v for test in tests for k, v in zip(script.DISTANCES, test[1:]) if v == v}
                 row |= judge(images, labels)  # its diversity replaces that of batches in training
         rows.append(row)
         notes.write_text(json.dumps(rows, indent=1) + "\n")
@@ -454,6 +517,35 @@ def follow(setting, seed, home, samples, device):
 def work(job):
     """What a worker does: a job, and the rows it gives."""
     return job, follow(*job)
+
+
+# %% Translations without a network
+
+
+def without_network(task, device):
+    """Rows of a table: what one gets for MNIST's test questions without training anything.
+
+    The nearest neighbour is the answer to the training question that is most like this one, pixel by pixel;
+    the median is that of ten. The errors are of 1,000 test images, as in pix2pix.py, the rest is of 10,000.
+    """
+    script = importlib.import_module("pix2pix")
+    args = script.parse_args(["--task", task])
+    script.fill_in(args)
+    (a, b), (questions, truth), (names, _) = script.read_pictures(args, paired=True)
+    labels, judge = torch.tensor([int(name[0]) for name in names]), Judge("mnist", b, device)
+    known, asked = (images.flatten(1).float() / 255 for images in (a, questions))
+    near = [fid.squared_distances(part, known).topk(10, largest=False).indices for part in asked.split(500)]
+    near = torch.cat(near)
+    answers = {"the question itself": questions, "all black": torch.zeros_like(truth)}
+    answers["the nearest neighbour's answer"] = b[near[:, 0]]
+    answers["the median of ten neighbours' answers"] = b[near].median(1).values
+    for name, images in answers.items():
+        some, true = images[:1000], truth[:1000]
+        row = {"task": task, "answer": name, "error": script.difference(some, true)}
+        row["evidence"] = script.difference(script.draw(task, some), questions[:1000])
+        row["sharpness"] = script.sharpness(some, true)
+        found = judge(images, labels)
+        yield row | {key: found[key] for key in ("distance", "precision", "recall", "class_accuracy")}
 
 
 # %% Tables and plots
@@ -584,6 +676,8 @@ def plot(claim, rows, home, path):
         "distance": "distance to the test set",
         "class_accuracy": "class accuracy",
         "d_fake": "D(fake)",
+        "error": "mean difference from the truth",
+        "a2b_error": "mean difference from the truth",
     }
     for side, name in (("x", claim.axis), ("y", claim.curve)):
         curves.set(**{f"{side}label": titles.get(name, name)})
@@ -659,6 +753,7 @@ def main(argv=None):
     add("names", nargs="*", metavar="NAME", help="claims to test; see --list")
     add("--list", action="store_true", help="list the claims, and the settings of each")
     add("--table", action="store_true", help="no training: print the tables of what was measured before")
+    add("--baselines", action="store_true", help="no training: the table of translations without a network")
     add("--quick", action="store_true", help="into runs/quick, in minutes, and not to be quoted")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
     add("--jobs", type=int, help="runs side by side; None: one for each core on the CPU, else one")
@@ -672,6 +767,13 @@ def main(argv=None):
             print(f"{name}: {claim.text}")
             for setting in claim.settings:
                 print(f"    {setting.label}: {setting.command}, {setting.points[-1]:,} steps")
+        return
+    if args.baselines:
+        device = fid.pick_device(args.device)
+        rows = [row for task in ("outline", "mosaic", "half") for row in without_network(task, device)]
+        print(f"| {' | '.join(rows[0])} |\n|{' --- |' * len(rows[0])}")
+        for row in rows:
+            print(f"| {' | '.join(f'{v:.4g}' if isinstance(v, float) else v for v in row.values())} |")
         return
     if not claims:
         parser.error("give the NAME of a claim, or --list")

@@ -673,7 +673,7 @@ def build(args):
     made = {}
     for name, channels in (("ab", args.channels), ("ba", args.channels[::-1])):
         network = Generator(*channels, args.width, args.blocks, args.norm)
-        made[name] = place(network.apply(init_weights), args)
+        made[name] = place(network.apply(init_weights), args, torch.contiguous_format)  # faster here
     return nn.ModuleDict(made)
 
 
@@ -735,7 +735,8 @@ def train(args):
     generator, sides = build(args), dict(zip("ab", args.channels))
     forms = {"layers": args.patch_layers, "norm": args.norm}
     judges = {side: Discriminator(c, **forms).apply(init_weights) for side, c in sides.items()}
-    discriminator = nn.ModuleDict({side: place(network, args) for side, network in judges.items()})
+    judges = {side: place(network, args, torch.contiguous_format) for side, network in judges.items()}
+    discriminator = nn.ModuleDict(judges)
     pools = [ImagePool(args.pool * size, c, args.image_size).to(args.device) for c in args.channels]
     optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.5, 0.999), fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.lr_d, betas=(0.5, 0.999), fused=True)

@@ -620,11 +620,12 @@ def test_sampling_is_per_image_and_leaves_the_generator_alone(script):
 def test_settings_reach_the_run(script, case, flags, tmp_path, whole, monkeypatch):
     """The seed decides where the networks begin, both rates reach their optimisers, betas are the papers'.
 
-    Weights are channels-last, but those of a critic for which the penalty would be slower.
+    Weights are channels-last, but where that is slower: with the penalty, with instance normalisation.
     """
     calls = spy(monkeypatch, script, "train_step")
     script.main([*flags, "--max-steps", "1", "--seed", "1", "--lr-g", "0.0011", "--lr-d", "0.0022"])
-    for weight in (w for network in calls[0][: 1 if script is wgan_gp else 2] for w in network.parameters()):
+    placed = calls[0][: {wgan_gp: 1, cyclegan: 0}.get(script, 2)]
+    for weight in (weight for network in placed for weight in network.parameters()):
         assert weight.ndim != 4 or weight.is_contiguous(memory_format=torch.channels_last)
     checkpoint, other = (read(folder / "checkpoint.pt") for folder in (tmp_path / "run", whole.folder))
     for name, rate in (("optimizer_g", 0.0011), (f"optimizer_{case.second[0]}", 0.0022)):
@@ -3735,7 +3736,8 @@ def test_claims_can_be_run(capsys):
             assert list(setting.points) == sorted({*setting.points})
             assert setting.args.max_steps is None or setting.points[-1] <= setting.args.max_steps
             points.setdefault(setting.folder(Path(), 0), []).append(setting)
-            metrics = importlib.import_module(setting.script).METRICS
+            script = importlib.import_module(setting.script)
+            metrics = [*script.METRICS, *script.DISTANCES]
             figures = {"classes", "entropy", "confidence", "class_accuracy", "precision", "recall"}
             figures |= {"diversity", *metrics}
             known = {f"range of {metric}" for metric in metrics} | {"rank correlation"} | figures
