@@ -354,7 +354,7 @@ def map_images(folder, files, size, half=None):
     return images, [path for path, good in zip(files, readable) if good]
 
 
-# %% Pairs: the pictures A and B, and how far an answer is from the truth
+# %% Pairs: the pictures A and B, how far an answer is from the truth, and one's own pictures
 
 # Where A and B may be: trainA, trainB; A/train, ...; train/A, ...; A, B; side by side in the files of train.
 LAYOUTS = "{part}{side}", "{side}/{part}", "{part}/{side}", "{side}", "{part}"
@@ -536,6 +536,72 @@ def read_folders(args, paired):
     return train, test, (names_a, names_b)
 
 
+def check_pictures(args, task):
+    """Choose the settings about pictures that nobody has given, such as the usual `task`; refuse bad ones."""
+    size = args.image_size or (32 if "mnist" in args.dataset else 64)
+    if size not in (32, 64, 128, 256):
+        fail(f"--image-size: {size} is not 32, 64, 128 or 256")
+    if args.task and args.dataset == "folders":
+        fail("--task: folders have their own A; leave it out, or give --dataset folder, where it is drawn")
+    if args.task in ("lines", "glasses") and args.dataset != "faces":
+        fail(f"--task: only faces have {args.task}; give --dataset faces or another task")
+    if args.patch_layers is None:
+        args.patch_layers = min(3, size.bit_length() - 5)  # patches of about half a side, and the paper's 70
+    if 3 * 2**args.patch_layers > size:
+        most = int(math.log2(size / 3))
+        fail(f"--patch-layers: {args.patch_layers} are too many for {size} pixels; give at most {most}")
+    if args.decay > 1:
+        fail(f"--decay: {args.decay} is not a share of the run; give one above 0 and at most 1")
+    usual = {"faces": "lines", "folders": None}.get(args.dataset, task)
+    args.image_size, args.task = size, args.task or usual
+
+
+def scaled(images, args):
+    """uint8 images as floats in [-1, 1] on the device of the run."""
+    return images.to(args.device, non_blocking=True).float().div_(127.5).sub_(1)
+
+
+def translate_tests(args, generator, images, names):
+    """Write what `generator` makes of the first args.generate test images, as PNG files of their names."""
+    if args.generate > len(names):
+        fail(f"--generate: {args.generate} is more than the {len(names)} test images; give at most as many")
+    folder = open_folder(args, Path(args.checkpoint).parent / "generated")
+    for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
+        made = sample(generator, scaled(images[start : start + 256], args))  # 256: no image depends on N
+        for name, image in zip(names[start : args.generate], made):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            to_pil_image(image).save(folder / f"{name}.png")
+    print(f"{args.generate} images in {folder}")
+
+
+def translate_own(args, generator, channels):
+    """Write what `generator` makes of the pictures below args.translate, as PNG files of their names.
+
+    Pictures are fitted as in training, and made grey if `channels` is 1.
+    """
+    root, size, count = Path(args.translate), args.image_size, 0
+    files, nothing = list_images(root, "--translate"), f"--translate: no image to read in {root}"
+    if not files:
+        fail(f"{nothing}; give a folder with {', '.join(SUFFIXES)}")
+    folder = open_folder(args, Path(args.checkpoint).parent / "translated")
+    for path in tqdm(files, unit=" images"):
+        if not (pixels := decode(path, size)):
+            tqdm.write(f"{path} cannot be read")
+            continue
+        image = torch.frombuffer(bytearray(pixels), dtype=torch.uint8)
+        image = image.view(1, size, size, 3).permute(0, 3, 1, 2)
+        image = image if channels == 3 else draw("grey", image)
+        target = folder / path.relative_to(root).with_suffix(".png")
+        if target.exists():  # of another picture, such as a.jpg beside a.png
+            target = target.with_name(f"{path.name}.png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        to_pil_image(sample(generator, scaled(image, args))[0]).save(target)
+        count += 1
+    if not count:
+        fail(f"{nothing}: all files are damaged; give others")
+    print(f"{count} images in {folder}")
+
+
 # %% Training
 
 SCRIPT = Path(__file__).stem
@@ -549,25 +615,9 @@ DISTANCES = [name for names in TRACKED.values() for name in names]
 
 def fill_in(args):
     """Choose the settings that nobody has given, and refuse those that do not go together."""
-    small = args.dataset in ("mnist", "fashion_mnist")
-    args.image_size = size = args.image_size or (32 if small else 64)
-    if size not in (32, 64, 128, 256):
-        fail(f"--image-size: {size} is not 32, 64, 128 or 256")
-    if args.task and args.dataset == "folders":
-        fail("--task: folders have their own A; leave it out, or give --dataset folder, where it is drawn")
-    if args.task == "lines" and args.dataset != "faces":
-        fail("--task: only faces have line drawings; give --dataset faces or another task")
-    if args.dataset != "folders":
-        args.task = args.task or ("lines" if args.dataset == "faces" else "mosaic")
-    if args.patch_layers is None:
-        args.patch_layers = max(1, int(math.log2(size)) - 5)
-    if 3 * 2**args.patch_layers > size:
-        most = int(math.log2(size / 3))
-        fail(f"--patch-layers: {args.patch_layers} are too many for {size} pixels; give at most {most}")
+    check_pictures(args, "mosaic")
     if args.dropout >= 1:
         fail(f"--dropout: {args.dropout} is not below 1")
-    if args.decay > 1:
-        fail(f"--decay: {args.decay} is not a share of the run; give one above 0 and at most 1")
     if args.l1_weight == args.gan_weight == 0:
         fail("--gan-weight: with --l1-weight 0 it cannot be 0, too; give one of them")
 
@@ -581,11 +631,6 @@ def read_pairs(args):
     if not args.dataset.startswith("folder"):  # those stay where they are mapped
         train_on = [images.to(args.device) for images in train_on]
     return train_on, test, names
-
-
-def scaled(images, args):
-    """uint8 images as floats in [-1, 1] on the device of the run."""
-    return images.to(args.device, non_blocking=True).float().div_(127.5).sub_(1)
 
 
 def build(args):
@@ -883,49 +928,15 @@ def parse_args(argv):
 # %% Main
 
 
-def translate(args, generator):
-    """Write the translations of the pictures below args.translate as PNG files of the same names."""
-    root, size, count = Path(args.translate), args.image_size, 0
-    files, nothing = list_images(root, "--translate"), f"--translate: no image to read in {root}"
-    if not files:
-        fail(f"{nothing}; give a folder with {', '.join(SUFFIXES)}")
-    folder = open_folder(args, Path(args.checkpoint).parent / "translated")
-    for path in tqdm(files, unit=" images"):
-        pixels = decode(path, size)
-        if not pixels:
-            tqdm.write(f"{path} cannot be read")
-            continue
-        image = (
-            torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(1, size, size, 3).permute(0, 3, 1, 2)
-        )
-        image = image if args.channels[0] == 3 else draw("grey", image)
-        target = folder / path.relative_to(root).with_suffix(".png")
-        if target.exists():  # of another picture, such as a.jpg beside a.png
-            target = target.with_name(f"{path.name}.png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        to_pil_image(sample(generator, scaled(image, args))[0]).save(target)
-        count += 1
-    if not count:
-        fail(f"{nothing}: all are damaged; give others")
-    print(f"{count} images in {folder}")
-
-
 def generate(args):
-    """Translate the first args.generate test images, or those in args.translate, into PNG files."""
+    """Translate the first args.generate test images, or the pictures in args.translate, into PNG files."""
     generator = place(build(args), args)
     load_checkpoint(args.checkpoint, generator=generator)
     if args.translate is not None:
-        return translate(args, generator)
-    _, (a, _), names = read_pairs(args)
-    if args.generate > len(names):
-        fail(f"--generate: {args.generate} is more than the {len(names)} test images; give at most as many")
-    folder = open_folder(args, Path(args.checkpoint).parent / "generated")
-    for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        made = sample(generator, scaled(a[start : start + 256], args))  # 256, so that no image depends on N
-        for name, image in zip(names[start : args.generate], made):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            to_pil_image(image).save(folder / f"{name}.png")
-    print(f"{args.generate} images in {folder}")
+        translate_own(args, generator, args.channels[0])
+    else:
+        _, (questions, _), names = read_pairs(args)
+        translate_tests(args, generator, questions, names)
 
 
 def main(argv=None):
