@@ -471,7 +471,7 @@ def watch(tmp_path_factory, small_data):
                 seen.keys = spy(patch, script, "reseed")
                 with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                     script.main([*flags, "--epochs", "2", "--out-dir", str(folder)])
-            seen.real, seen.rest = ([args[part] for args in steps] for part in (case.real, slice(5, None)))
+            seen.given, seen.real = steps, [args[case.real] for args in steps]
             seen.drawn = [inputs for _, *inputs in drawn]
             seen.out, seen.err = out.getvalue(), err.getvalue()
             runs[script] = seen
@@ -1571,7 +1571,7 @@ def test_cgan_label_reaches_both_networks(mlp):
 def test_cgan_trains_on_the_right_labels(script, whole, small_data):
     data = torchvision.datasets.MNIST(small_data)
     truth = {image.numpy().tobytes(): label.item() for image, label in zip(data.data, data.targets)}
-    for real, (labels, *_) in zip(whole.real, whole.rest):
+    for real, (*_, labels, _) in zip(whole.real, whole.given):
         for pixels, label in zip(((real[:, 0] + 1) * 127.5).round().to(torch.uint8), labels.tolist()):
             assert truth[pixels.numpy().tobytes()] == label
     seen = one_round(cgan, classes=torch.tensor([3, 1, 4, 1, 5, 9, 2, 6]))
@@ -2372,8 +2372,10 @@ def test_translators_measure_by_hand(script):
 
 def test_pix2pix_trains_on_pairs_and_shows_the_first_test_images(script, whole, small_data):
     """Each question is that of its answer, in every step; what is shown and measured is of the test set."""
-    mosaics = [args[0] for args in whole.rest]  # rest begins with the answers
-    assert [torch.equal(a, b) for a, b in zip(whole.real, mosaics)] == [True] * 12
+    assert len(whole.given) == 12
+    for _, _, _, _, *pair, _, _, _ in whole.given:
+        a, b = (((images + 1) * 127.5).round().to(torch.uint8) for images in pair)
+        assert torch.equal(a, script.draw("mosaic", b))
     test = nn.functional.pad(torchvision.datasets.MNIST(small_data, train=False).data[:, None], (2, 2, 2, 2))
     labels = torchvision.datasets.MNIST(small_data, train=False).targets.tolist()
     order = sorted(range(24), key=lambda row: (labels[:row].count(labels[row]), labels[row]))
@@ -2780,7 +2782,7 @@ def test_cyclegan_heaps_share_no_picture(script, whole, small_data):
     """A is drawn of every second digit, B of the others; each picture is seen once in a pass over a heap."""
     digits = nn.functional.pad(torchvision.datasets.MNIST(small_data).data[:, None], (2, 2, 2, 2))
     heap_a = script.draw("outline", digits[0::2])
-    seen = [args[1] for args in whole.rest]  # the last but three arguments: a, b, and two weights
+    seen = [a for *_, a, _, _, _ in whole.given]  # before b and the two weights
     seen = torch.cat([((a + 1) * 127.5).round().to(torch.uint8) for a in seen])
     assert sorted(image.numpy().tobytes() for image in seen[:12]) == sorted(
         a.numpy().tobytes() for a in heap_a
