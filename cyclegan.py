@@ -1,40 +1,40 @@
-"""CycleGAN: translate between two heaps of pictures that nobody has paired; 32x32 digits, faces, any folders.
+"""CycleGAN: translate between two sets of pictures that nobody has paired; 32x32 digits, faces, any folders.
 
     python cyclegan.py                              # outlines to digits and back, into runs/cyclegan/001
     python cyclegan.py --dataset faces              # line drawings to faces
     python cyclegan.py --translate FOLDER --checkpoint runs/cyclegan/001/checkpoint.pt
 
-pix2pix.py learns from pairs, question and answer. Often there are none: photographs of horses and of zebras,
-but no horse that was photographed again as a zebra. All there is are two heaps of pictures, A and B.
+pix2pix.py learns from pairs of a question and its answer. Often there are none: there are photographs of
+horses and of zebras, but of no horse that turned into a zebra. All one has is two domains, A and B.
 
-A discriminator D_B can say whether a translation looks as if it came from the heap B. That alone does not
-tie the output to the input: a network that turns every 7 into a fine 3 would pass. So CycleGAN trains two
-translators at once, G_AB and G_BA, and asks that a picture survives the journey there and back:
+A discriminator D_B can tell whether a translation looks like a picture of B. That alone does not tie the
+output to the input: a network that answered every 7 with a fine 3 would pass. So CycleGAN trains two
+generators at once, G_AB and G_BA, and asks that a picture survives the journey there and back:
 
     L_G = E(D_B(G_AB(a)) - 1)^2 + E(D_A(G_BA(b)) - 1)^2
         + 10 (E|G_BA(G_AB(a)) - a| + E|G_AB(G_BA(b)) - b|)
-    L_D = 1/2 [E(D_B(b) - 1)^2 + E D_B(G_AB(a))^2] + the same of D_A
+    L_D = 1/2 [E(D_B(b) - 1)^2 + E D_B(G_AB(a))^2] + the same for D_A
 
-But a shuffling of the digits can be undone, too: why does a 7 stay a 7? Look at what the networks are. They
-work on the layout of their input, blur by blur, and shuffling is hard for them; the cycle only forbids them
-to lose information. RESULTS.md tells what was left of the digits with the cycle and without it. The cycle can
-also be cheated: a translator may hide what it needs for the way back in noise that nobody sees.
+But even that does not say that a 7 has to stay a 7. If G_AB turned all 7s into 3s and all 3s into 7s, G_BA
+could turn them back. That it does not happen is likely due to the networks: convolutions that move nothing
+far find it easier to fill in an outline than to draw another digit. What is left without the cycle? Try
+--cycle-weight 0. And the cycle can be cheated: G_AB may hide what G_BA will need in faint noise.
 
-New against pix2pix.py: no pairs; the scores are pushed towards 1 and 0 by squares (least squares), without
-a sigmoid; instance normalisation, which treats each picture for itself and takes out its contrast; residual
-blocks instead of skips; and each D sees, half of the time, a fake of an earlier step (--pool), so that it
+New against pix2pix.py: there are no pairs; the scores of D are pushed to 1 and 0 by squares (least squares),
+with no sigmoid; instance normalisation treats each picture by itself, and removes its contrast; residual
+blocks take the place of skips; and half of the fakes that D sees are of earlier steps (--pool), so that it
 does not forget what G has stopped drawing.
 
-Here the truth is known: A is drawn from the digits, but the networks see A of the one half of the training
-set and B of the other. After each epoch 1,000 true pairs of the test set tell how far the translations are.
+Here the truth is known, though not to the networks: A is drawn from digits, but in training A and B are made
+of different ones. After each epoch, the translations of 1,000 test images are compared with their truth.
 
-What to watch: d_a and d_b are 0.25 each if G is perfect, and 0 if D wins; g_ab and g_ba then go from 0.25 to
-1. cycle_a and cycle_b fall fast. Inverted colours that stay: try --identity-weight 5, which asks of G_AB to
-leave pictures of B alone.
+What to watch: if G were perfect, d_a, d_b, g_ab and g_ba would all be 0.25; if D wins, d_a and d_b go to 0,
+g_ab and g_ba to 1. cycle_a and cycle_b should fall. If colours stay inverted, try --identity-weight 5: G_AB
+is then asked to leave pictures of B as they are.
 
 Papers: Zhu et al. 2017, arXiv 1703.10593; Mao et al. 2016, 1611.04076 (least squares); Shrivastava et al.
 2016, 1612.07828 (pool); Chu et al. 2017, 1712.02950 (hiding). Departures: small pictures, four residual
-blocks for up to 64 pixels, batches of 16 (the paper: 1) with a pool that is as long in steps as the paper's.
+blocks for up to 64 pixels, batches of 16 (the paper: 1), and a pool of 50 steps (the paper: of 50 images).
 """
 
 import argparse
@@ -70,9 +70,7 @@ from tqdm import tqdm
 def add_flags(add):
     """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--cycle-weight", type=float, default=10.0, help="weight of the cycle loss; 0: none")
-    add(
-        "--identity-weight", type=float, default=0.0, help="weight of the identity loss, for colours; 0: none"
-    )
+    add("--identity-weight", type=float, default=0.0, help="weight of the identity loss (colours); 0: none")
     add("--pool", type=int, default=50, help="earlier fakes for D, in steps; 0: only those of this step")
     add("--norm", choices=["instance", "batch"], default="instance", help="normalisation in all networks")
     add("--blocks", type=int, help="residual blocks; None: 4 for up to 64 pixels, 6 for 128, 9 for 256")
@@ -82,18 +80,14 @@ def add_flags(add):
     tasks = "what A is to B; None: lines with --dataset faces, outline with others (folders have their own A)"
     add("--task", choices=["outline", "mosaic", "half", "grey", "lines", "glasses"], help=tasks)
     add("--image-size", type=int, help="pixels, a power of 2 from 32 to 256; None: 32 for digits, else 64")
-    add("--epochs", type=int, default=4, help="passes over the larger of the two heaps")
-    add(
-        "--decay", type=float, default=0.5, help="share of --epochs after which the rates fall to 0; 1: never"
-    )
+    add("--epochs", type=int, default=4, help="passes over the larger of the two domains")
+    add("--decay", type=float, default=0.5, help="share of --epochs before the rates fall to 0; 1: all")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generators")
     add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminators")
     add("--batch-size", type=int, default=16, help="images of A and of B per step (the paper: 1)")
     names = ["mnist", "fashion_mnist", "faces", "folder", "folders"]
-    help_ = (
-        "folder: pictures, of which --task draws A; folders: A and B, in one of the layouts that people have"
-    )
+    help_ = "folder: pictures of which --task draws A; folders: A and B, in one of the usual layouts"
     add("--dataset", choices=names, default="mnist", help=help_)
     add("--data-dir", default="data", help="where the data set, the folder or the folders are")
     add("--folder-a", help="with --dataset folders: the folder of A, wherever it is")
@@ -694,23 +688,23 @@ def fill_in(args):
         fail("--direction: training learns both; give it with --generate or --translate")
 
 
-def read_heaps(args):
+def read_domains(args):
     """The pictures of A and of B to train on, those to test on, and the names of the latter."""
     if args.task == "glasses":  # A: faces without, B: faces with them
-        folder, heaps = Path(args.data_dir, "faces"), []
+        folder, domains = Path(args.data_dir, "faces"), []
         for part in ("train", "test"):
             faces = fit(read_sheets(folder, f"{part}_??.webp"), args.image_size)
             with open(folder / f"{part}.csv") as file:
                 wears = torch.tensor([row["glasses"] != "none" for row in csv.DictReader(file)])
-            heaps.append([faces[~wears], faces[wears]])
+            domains.append([faces[~wears], faces[wears]])
         names = [[f"{row:05d}" for row in where.nonzero().flatten().tolist()] for where in (~wears, wears)]
     else:
-        *heaps, names = read_pictures(args, paired=False)
+        *domains, names = read_pictures(args, paired=False)
     if not all(names):
         fail(f"--data-dir: too few pictures in {args.data_dir} to test on one in ten; add a test folder")
     if not args.dataset.startswith("folder"):  # those stay where they are mapped
-        heaps[0] = [images.to(args.device) for images in heaps[0]]
-    return *heaps, names
+        domains[0] = [images.to(args.device) for images in domains[0]]
+    return *domains, names
 
 
 def build(args):
@@ -722,12 +716,12 @@ def build(args):
     return nn.ModuleDict(made)
 
 
-def take(heap, side, step, args):
-    """The batch of a step from heap "a" or "b", floats in [-1, 1]; each pass over it has a new order."""
-    number, k = divmod(step, len(heap) // args.batch_size)
+def take(domain, side, step, args):
+    """The batch of a step from domain "a" or "b", floats in [-1, 1]; each pass over it has a new order."""
+    number, k = divmod(step, len(domain) // args.batch_size)
     reseed(args.seed, "order", side, number)
-    rows = torch.randperm(len(heap))[k * args.batch_size : (k + 1) * args.batch_size]
-    return scaled(heap[rows.to(heap.device)], args)
+    rows = torch.randperm(len(domain))[k * args.batch_size : (k + 1) * args.batch_size]
+    return scaled(domain[rows.to(domain.device)], args)
 
 
 def draw_pictures(generator, test, names, args):
@@ -767,10 +761,10 @@ def track(judge, generator, test, names, args, step):
 def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
     fill_in(args)
-    (a, b), test, names = read_heaps(args)
+    (a, b), test, names = read_domains(args)
     args.channels, size = [a.shape[1], b.shape[1]], args.batch_size
     if size > min(len(a), len(b)):
-        fail(f"--batch-size: {size} is not from 1 to {min(len(a), len(b))}, the images of the smaller heap")
+        fail(f"--batch-size: {size} is not from 1 to {min(len(a), len(b))}, the images of the smaller domain")
     if args.identity_weight and len({*args.channels}) > 1:
         fail("--identity-weight: A and B differ in their channels; leave it out")
     steps_per_epoch = max(len(a), len(b)) // size  # the last, short batch is dropped
@@ -1025,7 +1019,7 @@ def generate(args):
     if args.translate is not None:
         translate_own(args, generator["ba" if side else "ab"], args.channels[side])
     else:
-        _, test, names = read_heaps(args)
+        _, test, names = read_domains(args)
         translate_tests(args, generator["ba" if side else "ab"], test[side], names[side])
 
 

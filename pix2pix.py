@@ -24,7 +24,7 @@ What to watch: if G were perfect, L_D would be 0.69 and the first part of L_G, `
 `g_loss` grows. After each epoch 1,000 test images are translated and compared with the truth. `error` is the
 mean difference of pixels (0 to 1). `evidence` asks the question again of the answer: does the mosaic of the
 output equal the input? `sharpness` is 1 if the output is as sharp as the truth, and less if it is blurred.
-Do not expect the GAN to win on `error`: L1 alone does (--gan-weight 0), for a blur is close to all answers.
+L1 alone (--gan-weight 0) asks for a small error and nothing else, so compare the sharpness, too.
 
 The paper's noise z is dropout, in the first layers on the way up. variants.png shows how little it varies.
 
@@ -71,12 +71,7 @@ def add_flags(add):
     add("--no-skips", action="store_true", help="a generator without the connections that make it a U-Net")
     patch = "D's strided layers n: it judges patches of 9 * 2^n - 2 pixels, 0: single ones; None: by the size"
     add("--patch-layers", type=int, help=patch)
-    add(
-        "--dropout",
-        type=float,
-        default=0.5,
-        help="share of the generator's features that are dropped, below 1",
-    )
+    add("--dropout", type=float, default=0.5, help="share of G's features that are dropped, below 1")
     add("--norm", choices=["batch", "instance"], default="batch", help="normalisation in both networks")
     add("--width", type=int, default=32, help="channels of the generator's first layer (the paper: 64)")
     tasks = "what A is to B; None: lines with --dataset faces, mosaic with others (folders have their own A)"
@@ -84,17 +79,13 @@ def add_flags(add):
     add("--direction", choices=["a2b", "b2a"], default="a2b", help="what is translated into what")
     add("--image-size", type=int, help="pixels, a power of 2 from 32 to 256; None: 32 for digits, else 64")
     add("--epochs", type=int, default=10, help="passes over the training set")
-    add(
-        "--decay", type=float, default=0.5, help="share of --epochs after which the rates fall to 0; 1: never"
-    )
+    add("--decay", type=float, default=0.5, help="share of --epochs before the rates fall to 0; 1: all")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
     add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminator")
     add("--batch-size", type=int, default=32, help="images per step (the paper: 1 to 10)")
     names = ["mnist", "fashion_mnist", "faces", "folder", "folders"]
-    help_ = (
-        "folder: pictures, of which --task draws A; folders: pairs, in one of the layouts that people have"
-    )
+    help_ = "folder: pictures of which --task draws A; folders: A and B, in one of the usual layouts"
     add("--dataset", choices=names, default="mnist", help=help_)
     add("--data-dir", default="data", help="where the data set, the folder or the folders are")
     add("--folder-a", help="with --dataset folders: the folder of A, wherever it is")

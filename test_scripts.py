@@ -2778,14 +2778,14 @@ def test_cyclegan_pool():
     assert cyclegan.ImagePool(0, 1, 1).query(fakes) is fakes
 
 
-def test_cyclegan_heaps_share_no_picture(script, whole, small_data):
-    """A is drawn of every second digit, B of the others; each picture is seen once in a pass over a heap."""
+def test_cyclegan_domains_share_no_picture(script, whole, small_data):
+    """A is drawn of every second digit, B of the others; each picture is seen once in a pass."""
     digits = nn.functional.pad(torchvision.datasets.MNIST(small_data).data[:, None], (2, 2, 2, 2))
-    heap_a = script.draw("outline", digits[0::2])
+    domain_a = script.draw("outline", digits[0::2])
     seen = [a for *_, a, _, _, _ in whole.given]  # before b and the two weights
     seen = torch.cat([((a + 1) * 127.5).round().to(torch.uint8) for a in seen])
     assert sorted(image.numpy().tobytes() for image in seen[:12]) == sorted(
-        a.numpy().tobytes() for a in heap_a
+        a.numpy().tobytes() for a in domain_a
     )
     orders = []
     args = script.parse_args(["--batch-size", "3", "--device", "cpu"])
@@ -2795,7 +2795,7 @@ def test_cyclegan_heaps_share_no_picture(script, whole, small_data):
         passes = [((rows.flatten() + 1) * 127.5).round().int().tolist() for rows in passes]
         assert all(len({*rows}) == 6 for rows in passes)  # of 7, the last short batch is dropped
         orders += [tuple(rows) for rows in passes]
-    assert len({*orders}) == 6  # another order each time, and for each heap
+    assert len({*orders}) == 6  # another order each time, and for each domain
 
 
 def test_cyclegan_measures_both_directions(script, whole, small_data):
@@ -2853,14 +2853,14 @@ def test_cyclegan_glasses(script):
     args = script.parse_args(["--dataset", "faces", "--task", "glasses", "--data-dir", str(ROOT / "data")])
     script.fill_in(args)
     args.device = "cpu"
-    (a, b), (test_a, test_b), names = script.read_heaps(args)
+    (a, b), (test_a, test_b), names = script.read_domains(args)
     rows = {part: [*csv.DictReader(open(ROOT / f"data/faces/{part}.csv"))] for part in ("train", "test")}
     for part, without, with_them in (("train", a, b), ("test", test_a, test_b)):
         worn = [row["glasses"] != "none" for row in rows[part]]
         assert (len(with_them), len(without)) == (sum(worn), len(worn) - sum(worn))
     faces, _ = fid.open_faces(ROOT / "data/faces", "test")
-    for heap, some in ((test_a, names[0]), (test_b, names[1])):
-        assert torch.equal(heap[5], faces[int(some[5])])
+    for domain, some in ((test_a, names[0]), (test_b, names[1])):
+        assert torch.equal(domain[5], faces[int(some[5])])
     assert not {*names[0]} & {*names[1]}
 
 
