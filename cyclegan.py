@@ -1,40 +1,40 @@
-"""CycleGAN: translate between two sets of pictures that nobody has paired; 32x32 digits, faces, any folders.
+"""CycleGAN: translate between two sets of pictures, without pairs; 32x32 digits, cartoon faces, any folders.
 
     python cyclegan.py                              # outlines to digits and back, into runs/cyclegan/001
-    python cyclegan.py --dataset faces              # line drawings to faces
+    python cyclegan.py --dataset faces              # line drawings to cartoon faces and back
     python cyclegan.py --translate FOLDER --checkpoint runs/cyclegan/001/checkpoint.pt
 
-pix2pix.py learns from pairs of a question and its answer. Often there are none: there are photographs of
-horses and of zebras, but of no horse that turned into a zebra. All one has is two domains, A and B.
+pix2pix.py learns from pairs of a question and its answer. Often there are none: you can photograph horses and
+zebras, but not the same horse as a zebra. All you have is two sets of pictures, the domains A and B.
 
 A discriminator D_B can tell whether a translation looks like a picture of B. That alone does not tie the
 output to the input: a network that answered every 7 with a fine 3 would pass. So CycleGAN trains two
-generators at once, G_AB and G_BA, and asks that a picture survives the journey there and back:
+generators at once, G_AB and G_BA, and asks that a picture survive the journey there and back:
 
-    L_G = E(D_B(G_AB(a)) - 1)^2 + E(D_A(G_BA(b)) - 1)^2
+    L_G = E[(D_B(G_AB(a)) - 1)^2] + E[(D_A(G_BA(b)) - 1)^2]
         + 10 (E|G_BA(G_AB(a)) - a| + E|G_AB(G_BA(b)) - b|)
-    L_D = 1/2 [E(D_B(b) - 1)^2 + E D_B(G_AB(a))^2] + the same for D_A
+    L_D = 1/2 E[(D_B(b) - 1)^2] + 1/2 E[D_B(G_AB(a))^2] + the same for D_A
 
-But even that does not say that a 7 has to stay a 7. If G_AB turned all 7s into 3s and all 3s into 7s, G_BA
-could turn them back. That it does not happen is likely due to the networks: convolutions that move nothing
-far find it easier to fill in an outline than to draw another digit. What is left without the cycle? Try
---cycle-weight 0. And the cycle can be cheated: G_AB may hide what G_BA will need in faint noise.
+But even these losses do not say that a 7 must stay a 7. If G_AB turned all 7s into 3s and all 3s into 7s,
+G_BA could turn them back. We rely on the networks: it seems easiest for convolutions to keep every stroke
+where it is. Nor does a small cycle loss prove that b shows all of a: G_AB may hide what G_BA will need in
+noise too faint to see. To see what the cycle is good for, take it away: --cycle-weight 0.
 
-New against pix2pix.py: there are no pairs; the scores of D are pushed to 1 and 0 by squares (least squares),
-with no sigmoid; instance normalisation treats each picture by itself, and removes its contrast; residual
-blocks take the place of skips; and half of the fakes that D sees are of earlier steps (--pool), so that it
-does not forget what G has stopped drawing.
+New against pix2pix.py: no pairs; D gives scores, not logits, which squares pull towards 1 for real and 0 for
+fake (least squares; the paper found it more stable); instance normalisation, which treats each picture by
+itself and removes its contrast; residual blocks instead of skips; G takes its step before D; and half of the
+fakes that D sees are from earlier steps (--pool), so that it does not forget what G has stopped drawing.
 
-Here the truth is known, though not to the networks: A is drawn from digits, but in training A and B are made
-of different ones. After each epoch, the translations of 1,000 test images are compared with their truth.
-
-What to watch: if G were perfect, d_a, d_b, g_ab and g_ba would all be 0.25; if D wins, d_a and d_b go to 0,
-g_ab and g_ba to 1. cycle_a and cycle_b should fall. If colours stay inverted, try --identity-weight 5: G_AB
-is then asked to leave pictures of B as they are.
+What to watch: samples/, rows of a, G_AB(a), the truth, and back again; below the white rule the same from b.
+The truth is known here because A is drawn from B; but for training, A and B are made from different digits.
+If both G were perfect, d_a, d_b, g_ab and g_ba would be 0.25; if D wins, d_a and d_b go to 0, g_ab and g_ba
+to 1. cycle_a and cycle_b should fall. If black and white, or colours, stay swapped, try --identity-weight 5:
+G_AB is then asked to leave pictures of B as they are (A and B need the same number of channels).
 
 Papers: Zhu et al. 2017, arXiv 1703.10593; Mao et al. 2016, 1611.04076 (least squares); Shrivastava et al.
-2016, 1612.07828 (pool); Chu et al. 2017, 1712.02950 (hiding). Departures: small pictures, four residual
-blocks for up to 64 pixels, batches of 16 (the paper: 1), and a pool of 50 steps (the paper: of 50 images).
+2016, 1612.07828 (pool); Chu et al. 2017, 1712.02950 (hiding). Departures: small pictures, no random cropping
+or mirroring, half the width, four residual blocks for up to 64 pixels, batches of 16 (the paper: 1), and a
+pool of 50 steps (the paper: of 50 images).
 """
 
 import argparse
@@ -71,17 +71,17 @@ def add_flags(add):
     """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--cycle-weight", type=float, default=10.0, help="weight of the cycle loss; 0: none")
     add("--identity-weight", type=float, default=0.0, help="weight of the identity loss (colours); 0: none")
-    add("--pool", type=int, default=50, help="earlier fakes for D, in steps; 0: only those of this step")
+    add("--pool", type=int, default=50, help="for how many steps earlier fakes are kept for D; 0: none")
     add("--norm", choices=["instance", "batch"], default="instance", help="normalisation in all networks")
     add("--blocks", type=int, help="residual blocks; None: 4 for up to 64 pixels, 6 for 128, 9 for 256")
     add("--width", type=int, default=32, help="channels of the generators' first layer (the paper: 64)")
-    patch = "D's strided layers n: it judges patches of 9 * 2^n - 2 pixels, 0: single ones; None: by the size"
+    patch = "strided layers of D, n: patches of 9 * 2^n - 2 pixels a side (0: one); None: by --image-size"
     add("--patch-layers", type=int, help=patch)
-    tasks = "what A is to B; None: lines with --dataset faces, outline with others (folders have their own A)"
+    tasks = "how A is drawn from B; None: lines with --dataset faces, else outline (folders have their own A)"
     add("--task", choices=["outline", "mosaic", "half", "grey", "lines", "glasses"], help=tasks)
     add("--image-size", type=int, help="pixels, a power of 2 from 32 to 256; None: 32 for digits, else 64")
     add("--epochs", type=int, default=4, help="passes over the larger of the two domains")
-    add("--decay", type=float, default=0.5, help="share of --epochs before the rates fall to 0; 1: all")
+    add("--decay", type=float, default=0.5, help="share of --epochs at full rates; then they fall to 0")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generators")
     add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminators")
@@ -89,11 +89,17 @@ def add_flags(add):
     names = ["mnist", "fashion_mnist", "faces", "folder", "folders"]
     help_ = "folder: pictures of which --task draws A; folders: A and B, in one of the usual layouts"
     add("--dataset", choices=names, default="mnist", help=help_)
-    add("--data-dir", default="data", help="where the data set, the folder or the folders are")
+    add(
+        "--data-dir",
+        default="data",
+        help="where it is; of folders: with trainA and trainB in it, for example",
+    )
     add("--folder-a", help="with --dataset folders: the folder of A, wherever it is")
-    add("--folder-b", help="and that of B")
+    add("--folder-b", help="with --dataset folders: the folder of B")
     add("--fid-every", type=int, metavar="K", help="every K epochs: distance, precision, recall, by fid.py")
-    add("--fid-samples", type=int, default=10000, metavar="N", help="of as many test images' translations")
+    add(
+        "--fid-samples", type=int, default=10000, metavar="N", help="how many translated test images it takes"
+    )
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
     bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
     add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
@@ -101,18 +107,12 @@ def add_flags(add):
     add("--out-dir", help="a new folder for the run; None: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
     add("--generate", type=int, metavar="N", help="no training: translate N test images, with --checkpoint")
-    add("--translate", metavar="FOLDER", help="no training: translate your own pictures, with --checkpoint")
-    add("--direction", choices=["a2b", "b2a"], help="what these two translate into what; None: a2b")
+    add("--translate", metavar="FOLDER", help="no training: translate your own questions, with --checkpoint")
+    add("--direction", choices=["a2b", "b2a"], help="what --generate and --translate translate; None: a2b")
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate and --translate use")
 
 
-MAY_BE_ZERO = [
-    "cycle_weight",
-    "identity_weight",
-    "pool",
-    "patch_layers",
-    "blocks",
-]  # of the flags with numbers
+MAY_BE_ZERO = ["cycle_weight", "identity_weight", "pool", "patch_layers", "blocks"]  # of the numbers
 
 
 # %% Networks
@@ -121,7 +121,7 @@ NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
 
 
 class Reflect(nn.Module):
-    """Images (N, C, H, W) with mirrored borders: nn.ReflectionPad2d, but with an exact gradient on CUDA."""
+    """Images (N, C, H, W) with mirrored borders: nn.ReflectionPad2d, but reproducible on CUDA."""
 
     def __init__(self, pixels):
         super().__init__()
@@ -134,7 +134,7 @@ class Reflect(nn.Module):
 
 
 class Residual(nn.Module):
-    """x plus two convolutions of x (N, width, H, W), with no ReLU at the end: they may take away, too."""
+    """x (N, width, H, W) plus two convolutions of it; no ReLU after the sum, so it can also subtract."""
 
     def __init__(self, width, norm):
         super().__init__()
@@ -199,12 +199,13 @@ class Discriminator(nn.Module):
         super().__init__()
         stride, form = (2, {"kernel_size": 4, "padding": 1}) if layers else (1, {"kernel_size": 1})
         parts = [nn.Conv2d(channels, width, stride=stride, **form), nn.LeakyReLU(0.2)]  # (N, 64, 16, 16)
+        taken = width
         for level in range(max(1, layers)):  # the last of these does not halve
-            taken, leaving = (min(width * 2**power, 8 * width) for power in (level, level + 1))
-            stride = 2 if level < layers - 1 else 1
+            leaving, stride = min(2 * taken, 8 * width), 2 if level < layers - 1 else 1
             parts += [nn.Conv2d(taken, leaving, stride=stride, bias=False, **form)]  # (N, 128, 15, 15)
             parts += [NORMS[norm](leaving), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*parts, nn.Conv2d(leaving, 1, **form))  # (N, 1, 14, 14)
+            taken = leaving
+        self.layers = nn.Sequential(*parts, nn.Conv2d(taken, 1, **form))  # (N, 1, 14, 14)
 
     def forward(self, *images):
         return self.layers(torch.cat(images, 1))
@@ -224,12 +225,12 @@ def init_weights(module):
 
 
 def discriminator_loss(real_scores, fake_scores):
-    """1/2 E(D(b) - 1)^2 + 1/2 E D(G(a))^2: least squares over images and patches."""
+    """1/2 E[(D(b) - 1)^2] + 1/2 E[D(G(a))^2]: least squares over images and patches."""
     return ((real_scores - 1).square().mean() + fake_scores.square().mean()) / 2
 
 
 def generator_loss(fake_scores):
-    """E(D(G(a)) - 1)^2."""
+    """E[(D(G(a)) - 1)^2]."""
     return (fake_scores - 1).square().mean()
 
 
@@ -249,12 +250,12 @@ METRICS = [name for names in PANELS.values() for name in names]
 class ImagePool(nn.Module):
     """Earlier fakes (size, C, S, S), so that a discriminator does not see only those of this step.
 
-    A module, because then its images are in the checkpoint. Without it, --resume would not be exact.
+    A module, so that its images are in the checkpoint; without them, --resume would not be exact.
     """
 
     def __init__(self, size, channels, side):
         super().__init__()
-        self.count = 0  # a number of Python's, so that no step waits for the device
+        self.count = 0  # a Python int, so that no step waits for the device
         self.register_buffer("images", torch.zeros(size, channels, side, side))
 
     def get_extra_state(self):
@@ -305,7 +306,7 @@ def train_step(
     optimizer_g.step()
     discriminator.requires_grad_(True)
 
-    # The discriminators learn to tell real from fake, of now or earlier. Detached, fakes carry no gradient.
+    # The discriminators learn to tell real from fake, of this step or earlier; detached: no gradient to G.
     d_a = discriminator_loss(discriminator["a"](a), discriminator["a"](pool_a.query(fake_a.detach())))
     d_b = discriminator_loss(discriminator["b"](b), discriminator["b"](pool_b.query(fake_b.detach())))
     optimizer_d.zero_grad()
@@ -426,8 +427,8 @@ LAYOUTS = "{part}{side}", "{side}/{part}", "{part}/{side}", "{side}", "{part}"
 def draw(task, images):
     """The question A that `task` makes of pictures B: uint8 (N, C, S, S) to uint8 (N, C or 1, S, S).
 
-    mosaic: 8x8 blocks, each the mean of its pixels. outline: a ring of one pixel around what is bright. half:
-    the lower half is black. grey: the mean of the channels. outline and grey have one channel.
+    mosaic: a grid of 8 x 8 blocks, each the mean of its pixels. outline: a ring of one pixel around what is
+    bright. half: the lower half is black. grey: the mean of the channels. outline and grey have one channel.
     """
     drawn = []
     for part in images.split(1000):
@@ -465,7 +466,7 @@ def sharpness(images, truth):
 
 
 def choose(names, count):
-    """The first `count` rows, taken from each folder in turn (of digits, whose folders are the classes)."""
+    """The first `count` rows, taken from each folder in turn: for digits, one of each class."""
     turns, seen = [], {}
     for row, name in enumerate(names):
         folder = os.path.dirname(name)
@@ -481,8 +482,11 @@ def held_out(name):
 
 def list_names(folder, flag="--data-dir"):
     """The files below a folder that are pictures, by name (path without suffix); those held_out come last."""
-    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in list_images(folder, flag)}
-    return dict(sorted(files.items(), key=lambda item: held_out(item[0])))
+    found = list_images(folder, flag)
+    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+    if len(files) < len(found):
+        print(f"{len(found) - len(files)} files in {folder} have the name of another, and are left out")
+    return dict(sorted(files.items(), key=lambda item: (held_out(item[0]), item[0])))
 
 
 def map_named(folder, files, size, half=None):
@@ -498,7 +502,7 @@ def count_channels(images):
 
 
 def has_odd_width(path):
-    """Whether an image file has no middle between its columns; files that cannot be read are named later."""
+    """Whether an image file has no two equal halves; those that cannot be read are named later."""
     try:
         with Image.open(path) as image:
             return image.width % 2 == 1
@@ -510,7 +514,7 @@ def read_pictures(args, paired):
     """The pictures A and B for training, those for testing, and the names of the latter: three pairs.
 
     Pictures are uint8 (N, C, S, S). Those for testing are pairs, row for row, if their names are equal; with
-    `paired`, those for training are, too. Else A and B of what A is drawn of have no picture in common.
+    `paired`, those for training are, too. If not, and A is drawn from B, A and B have no picture in common.
     """
     if args.dataset == "folders":
         return read_folders(args, paired)
@@ -536,7 +540,7 @@ def read_pictures(args, paired):
     if args.task == "lines":
         a = [fit(read_sheets(folder, f"{part}_??_lines.webp")[:, :1], size) for part in parts]
     elif args.task == "grey" and b[0].shape[1] == 1:
-        fail(f"--task: there is no colour in {args.dataset}; give mosaic, outline or half")
+        fail(f"--task: the {args.dataset} in {args.data_dir} has no colour; give mosaic, outline or half")
     else:
         a = [draw(args.task, images) for images in b]
     if not paired:
@@ -545,7 +549,7 @@ def read_pictures(args, paired):
 
 
 def find_folders(args, paired):
-    """The folders of A and B to train on; those to test on, or None; the halves of their files that count."""
+    """The folders of A and B to train on; those to test on, or None; which half of each file to take."""
     if bool(args.folder_a) != bool(args.folder_b):
         fail("--folder-a: it goes with --folder-b; give both")
     if args.folder_a:
@@ -563,8 +567,8 @@ def find_folders(args, paired):
         if found:
             return found[0], (found[1:] or [None])[0], (None, None) if "{side}" in layout else (0, 1)
     layouts = "trainA and trainB, A/train and B/train, train/A and train/B, or A and B"
-    layouts += ", or train with A and B side by side in each file" if paired else ""
-    fail(f"--data-dir: in {args.data_dir} there are no {layouts}; or give --folder-a and --folder-b")
+    layouts += ", or put A and B side by side in the files of train" if paired else ""
+    fail(f"--data-dir: no A and B in {args.data_dir}; name them {layouts}, or give --folder-a and --folder-b")
 
 
 def read_sides(folders, halves, size, paired):
@@ -572,10 +576,11 @@ def read_sides(folders, halves, size, paired):
     sides = [list_names(folder) for folder in folders]
     if paired and (alone := sorted(sides[0].keys() ^ sides[1].keys())):
         where = f"{len(alone)} pictures in {folders[0]} and {folders[1]}"
-        fail(f"--data-dir: {where} have no partner of the same name; add or remove ({', '.join(alone[:5])})")
+        fail(f"--dataset: {where} lack a partner of their name; add or remove {', '.join(alone[:5])}")
     if halves[1] and (odd := [path for path in sides[0].values() if has_odd_width(path)]):
-        fail(f"--data-dir: {odd[0]} has an odd width; give pictures with A and B side by side, equally wide")
-    (a, names_a), (b, names_b) = (map_named(*side, size, half) for *side, half in zip(folders, sides, halves))
+        fail(f"--dataset: {odd[0]} has an odd width; give pictures with A and B side by side, equally wide")
+    a, names_a = map_named(folders[0], sides[0], size, halves[0])
+    b, names_b = map_named(folders[1], sides[1], size, halves[1])
     if paired and names_a != names_b:  # one of the two cannot be read
         both = {*names_a} & {*names_b}
         a, b = a[[name in both for name in names_a]], b[[name in both for name in names_b]]
@@ -600,10 +605,12 @@ def read_folders(args, paired):
 
 
 def check_pictures(args, task):
-    """Choose the settings about pictures that nobody has given, such as the usual `task`; refuse bad ones."""
+    """Choose the settings about pictures that were not given, such as the usual `task`; refuse bad ones."""
     size = args.image_size or (32 if "mnist" in args.dataset else 64)
     if size not in (32, 64, 128, 256):
         fail(f"--image-size: {size} is not 32, 64, 128 or 256")
+    if args.folder_a and args.dataset != "folders":
+        fail("--folder-a: it goes with --dataset folders; give both")
     if args.task and args.dataset == "folders":
         fail("--task: folders have their own A; leave it out, or give --dataset folder, where it is drawn")
     if args.task in ("lines", "glasses") and args.dataset != "faces":
@@ -624,13 +631,24 @@ def scaled(images, args):
     return images.to(args.device, non_blocking=True).float().div_(127.5).sub_(1)
 
 
+def translate(generator, images, args):
+    """uint8 images (N, C, S, S) of what the generator makes of uint8 images, 256 at a time."""
+    return torch.cat([sample(generator, scaled(part, args)) for part in images.split(256)])
+
+
+def add_row(distances, row, steps_per_epoch):
+    """The measurements and another row, less those of cut-off epochs and an earlier one of its step."""
+    whole = (distances[:, 0] < row[0, 0]) & (distances[:, 0] % steps_per_epoch == 0)
+    return torch.cat([distances[whole], row])
+
+
 def translate_tests(args, generator, images, names):
     """Write what `generator` makes of the first args.generate test images, as PNG files of their names."""
     if args.generate > len(names):
         fail(f"--generate: {args.generate} is more than the {len(names)} test images; give at most as many")
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        made = sample(generator, scaled(images[start : start + 256], args))  # 256: no image depends on N
+        made = translate(generator, images[start : start + 256], args)  # 256, so that no image depends on N
         for name, image in zip(names[start : args.generate], made):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             to_pil_image(image).save(folder / f"{name}.png")
@@ -658,7 +676,7 @@ def translate_own(args, generator, channels):
         if target.exists():  # of another picture, such as a.jpg beside a.png
             target = target.with_name(f"{path.name}.png")
         target.parent.mkdir(parents=True, exist_ok=True)
-        to_pil_image(sample(generator, scaled(image, args))[0]).save(target)
+        to_pil_image(translate(generator, image, args)[0]).save(target)
         count += 1
     if not count:
         fail(f"{nothing}: all files are damaged; give others")
@@ -680,12 +698,14 @@ DISTANCES = [name for names in TRACKED.values() for name in names]
 
 
 def fill_in(args):
-    """Choose the settings that nobody has given, and refuse those that do not go together."""
+    """Choose the settings that were not given, and refuse those that do not go together."""
     check_pictures(args, "outline")
     if args.blocks is None:
         args.blocks = {128: 6, 256: 9}.get(args.image_size, 4)
     if args.direction:
         fail("--direction: training learns both; give it with --generate or --translate")
+    if args.fid_every and args.task == "glasses":
+        fail("--fid-every: fid.py measures against all faces, and B is those with glasses; leave it out")
 
 
 def read_domains(args):
@@ -697,12 +717,16 @@ def read_domains(args):
             with open(folder / f"{part}.csv") as file:
                 wears = torch.tensor([row["glasses"] != "none" for row in csv.DictReader(file)])
             domains.append([faces[~wears], faces[wears]])
-        names = [[f"{row:05d}" for row in where.nonzero().flatten().tolist()] for where in (~wears, wears)]
+            names = [
+                [f"{row:05d}" for row in where.nonzero().flatten().tolist()] for where in (~wears, wears)
+            ]
     else:
         *domains, names = read_pictures(args, paired=False)
     if not all(names):
-        fail(f"--data-dir: too few pictures in {args.data_dir} to test on one in ten; add a test folder")
-    if not args.dataset.startswith("folder"):  # those stay where they are mapped
+        fail("--dataset: too few pictures to keep one in ten for testing; give more, or a test folder")
+    if args.dataset == "folders" and names[0] == names[1]:
+        print("test pictures of the same name are taken for pairs")
+    if not args.dataset.startswith("folder"):  # pictures of folders stay in their mapped file
         domains[0] = [images.to(args.device) for images in domains[0]]
     return *domains, names
 
@@ -712,7 +736,9 @@ def build(args):
     made = {}
     for name, channels in (("ab", args.channels), ("ba", args.channels[::-1])):
         network = Generator(*channels, args.width, args.blocks, args.norm)
-        made[name] = place(network.apply(init_weights), args, torch.contiguous_format)  # faster here
+        made[name] = place(
+            network.apply(init_weights), args, torch.contiguous_format
+        )  # faster with instance norm
     return nn.ModuleDict(made)
 
 
@@ -726,11 +752,11 @@ def take(domain, side, step, args):
 
 def draw_pictures(generator, test, names, args):
     """Rows of a, G_AB(a), the true b if it is known, G_BA(G_AB(a)); below a white rule, the same from b."""
-    grids, paired = [], names[0] == names[1]
+    grids, paired, count = [], names[0] == names[1], min(10, *map(len, names))
     for there, back, a, b, some in zip(("ab", "ba"), ("ba", "ab"), test, test[::-1], names):
-        rows = choose(some, min(10, len(some)))
-        made = sample(generator[there], scaled(a[rows], args))
-        again = sample(generator[back], scaled(made, args))
+        rows = choose(some, count)
+        made = translate(generator[there], a[rows], args)
+        again = translate(generator[back], made, args)
         strip = [a[rows], made, *([b[rows]] if paired else []), again]
         strip = torch.cat([images.expand(-1, max(args.channels), -1, -1) for images in strip])
         grids.append(make_grid(strip, len(rows)))
@@ -742,19 +768,19 @@ def track(judge, generator, test, names, args, step):
     """Measure translations of test images; a row of the step and DISTANCES, nan for what is not measured."""
     a, b = (images[:1000] for images in test)
     found = dict.fromkeys(DISTANCES, math.nan)
-    fake_b, fake_a = sample(generator["ab"], scaled(a, args)), sample(generator["ba"], scaled(b, args))
+    fake_b, fake_a = translate(generator["ab"], a, args), translate(generator["ba"], b, args)
     found["sharpness"] = sharpness(fake_b, b)
-    found["a2b2a_error"] = difference(sample(generator["ba"], scaled(fake_b, args)), a)
-    found["b2a2b_error"] = difference(sample(generator["ab"], scaled(fake_a, args)), b)
+    found["a2b2a_error"] = difference(translate(generator["ba"], fake_b, args), a)
+    found["b2a2b_error"] = difference(translate(generator["ab"], fake_a, args), b)
     if names[0] == names[1]:
         found["a2b_error"], found["b2a_error"] = difference(fake_b, b), difference(fake_a, a)
     if args.task not in (None, "lines", "glasses"):
         found["evidence"] = difference(draw(args.task, fake_b), a)
     if judge:
-        figures = judge(sample(generator["ab"], scaled(test[0][: args.fid_samples], args)))
-        found |= zip(("distance", "precision", "recall"), figures)
-    figures = (f"{name} {value:.3f}" for name, value in found.items() if not math.isnan(value))
-    print("  " + "  ".join(figures), flush=True)
+        many = translate(generator["ab"], test[0][: args.fid_samples], args)
+        found |= zip(("distance", "precision", "recall"), judge(many))
+    shown = [f"{name} {value:.3f}" for name, value in found.items() if not math.isnan(value)]
+    print("  " + "  ".join(shown), flush=True)
     return torch.tensor([[step, *found.values()]])
 
 
@@ -766,16 +792,15 @@ def train(args):
     if size > min(len(a), len(b)):
         fail(f"--batch-size: {size} is not from 1 to {min(len(a), len(b))}, the images of the smaller domain")
     if args.identity_weight and len({*args.channels}) > 1:
-        fail("--identity-weight: A and B differ in their channels; leave it out")
+        fail("--identity-weight: one of A and B is grey, the other is not; leave it out or change --task")
     steps_per_epoch = max(len(a), len(b)) // size  # the last, short batch is dropped
     last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
 
     torch.manual_seed(args.seed)
-    generator, sides = build(args), dict(zip("ab", args.channels))
-    forms = {"layers": args.patch_layers, "norm": args.norm}
-    judges = {side: Discriminator(c, **forms).apply(init_weights) for side, c in sides.items()}
-    judges = {side: place(network, args, torch.contiguous_format) for side, network in judges.items()}
-    discriminator = nn.ModuleDict(judges)
+    generator, discriminator = build(args), nn.ModuleDict()
+    for side, channels in zip("ab", args.channels):
+        network = Discriminator(channels, layers=args.patch_layers, norm=args.norm).apply(init_weights)
+        discriminator[side] = place(network, args, torch.contiguous_format)
     pools = [ImagePool(args.pool * size, c, args.image_size).to(args.device) for c in args.channels]
     optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.5, 0.999), fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.lr_d, betas=(0.5, 0.999), fused=True)
@@ -799,8 +824,7 @@ def train(args):
             to_pil_image(grid[: max(args.channels)]).save(folder / "samples" / f"epoch_{number:04d}.png")
             due = judge and done == 0 and epoch % args.fid_every == 0
             row = track(judge if due else None, generator, test, names, args, step)
-            whole = (distances[:, 0] < step) & (distances[:, 0] % steps_per_epoch == 0)  # epochs: these stay
-            distances = torch.cat([distances[whole], row])
+            distances = add_row(distances, row, steps_per_epoch)
             saved_at = save(folder, args, history, distances, parts)
             if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
                 write_report(folder, history, distances, steps_per_epoch)
@@ -811,15 +835,15 @@ def train(args):
         history = torch.cat([history, history.new_zeros(len(steps), len(METRICS))])
         name = f"epoch {epoch + 1}/{args.epochs}"
         bar = tqdm(steps, name, steps_per_epoch, leave=False, initial=done, unit=" images", unit_scale=size)
-        for step in bar:
-            left = 1 - step / (args.epochs * steps_per_epoch)  # of the run; the rates are 0 at its end
+        for now in bar:
+            left = 1 - now / (args.epochs * steps_per_epoch)  # share of the run that is left
             for optimizer, rate in ((optimizer_g, args.lr_g), (optimizer_d, args.lr_d)):
                 optimizer.param_groups[0]["lr"] = rate * min(1, left / max(1 - args.decay, 1e-9))
-            batch = take(a, "a", step, args), take(b, "b", step, args)
-            reseed(args.seed, "step", step)
+            batch = take(a, "a", now, args), take(b, "b", now, args)
+            reseed(args.seed, "step", now)
             rest = args.cycle_weight, args.identity_weight
-            history[step] = torch.stack([*train_step(*parts.values(), *batch, *rest).values()])
-            step += 1
+            history[now] = torch.stack([*train_step(*parts.values(), *batch, *rest).values()])
+            step = now + 1
             if step % LOG_EVERY == 0:
                 bar.set_postfix_str(summary(history[step - LOG_EVERY : step]))
             if time.monotonic() > saved_at + SAVE_EVERY:
@@ -977,15 +1001,17 @@ def parse_args(argv):
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
     path = args.checkpoint if args.resume is None else args.resume
-    use = args.generate is not None or vars(args).get("translate") is not None
-    if use != (args.checkpoint is not None) or (args.checkpoint and args.resume):
-        fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
+    uses = [name for name in ("generate", "translate") if vars(args).get(name) is not None]
+    if len(uses) != (args.checkpoint is not None) or (args.checkpoint and args.resume):
+        use = uses[0] if uses else "generate"
+        fail(f"--{use} goes with --checkpoint PATH, alone, and not with --resume; give these two")
     if path is not None:
         settings = load_checkpoint(path)["settings"]
         free = {"epochs", "max_steps", "device", "fid_every", "fid_samples"}
         asked = {"resume": path, "out_dir": str(Path(path).parent)}
-        if use:
-            names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}
+        if uses:
+            names = "resume", "generate", "checkpoint", "device", "out_dir"
+            free = {"seed", "data_dir", "folder_a", "folder_b"}
             asked = {name: vars(args)[name] for name in names}
         parser.set_defaults(**settings | asked)
         args = parser.parse_args(argv)  # flags that are not given now come from the checkpoint

@@ -642,15 +642,17 @@ def parse_args(argv):
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
     path = args.checkpoint if args.resume is None else args.resume
-    use = args.generate is not None or vars(args).get("translate") is not None
-    if use != (args.checkpoint is not None) or (args.checkpoint and args.resume):
-        fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
+    uses = [name for name in ("generate", "translate") if vars(args).get(name) is not None]
+    if len(uses) != (args.checkpoint is not None) or (args.checkpoint and args.resume):
+        use = uses[0] if uses else "generate"
+        fail(f"--{use} goes with --checkpoint PATH, alone, and not with --resume; give these two")
     if path is not None:
         settings = load_checkpoint(path)["settings"]
         free = {"epochs", "max_steps", "device", "fid_every", "fid_samples"}
         asked = {"resume": path, "out_dir": str(Path(path).parent)}
-        if use:
-            names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}
+        if uses:
+            names = "resume", "generate", "checkpoint", "device", "out_dir"
+            free = {"seed", "data_dir", "folder_a", "folder_b"}
             asked = {name: vars(args)[name] for name in names}
         parser.set_defaults(**settings | asked)
         args = parser.parse_args(argv)  # flags that are not given now come from the checkpoint

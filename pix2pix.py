@@ -1,37 +1,39 @@
-"""pix2pix: a question and its answer are both pictures; learned from pairs; 32x32 digits, faces, any folders.
+"""pix2pix: translate a picture into another, learned from pairs; 32x32 digits, cartoon faces, any folders.
 
     python pix2pix.py                               # mosaics to digits, 10 epochs, into runs/pix2pix/001
-    python pix2pix.py --dataset faces               # line drawings to faces
+    python pix2pix.py --dataset faces --batch-size 4                # line drawings to cartoon faces
     python pix2pix.py --translate FOLDER --checkpoint runs/pix2pix/001/checkpoint.pt
 
-In cgan.py both players are told a class. Here they are told a picture: the generator G gets a picture a, the
-question, and draws the answer b; the discriminator D is shown a with the true b, or a with G's answer.
+In cgan.py both players are told a class. Here they are told a picture: the generator G is given a picture a,
+the question, and draws the answer b; the discriminator D sees a beside the true b, or a beside G's answer.
 
-Why a GAN at all, when the true answer is known? Because many answers may fit. A mosaic of 8x8 blocks is that
-of many digits, and a loss that compares pixels, such as L1, asks for one compromise between all of them: the
-median of each pixel, which is blurred and nobody's handwriting. D asks instead whether b could be *an* answer
-to *this* a. So pix2pix adds both up. L1 gets the large shapes right, D makes them sharp:
+Why a GAN at all, when the true answer is known? Because a question may have many answers. Different digits
+share a mosaic, and L1, the mean difference of pixels, makes G hedge between them: the best it can do is the
+median of each pixel over all answers, where doubtful strokes are lost or smeared. D asks instead whether b
+could be *an* answer to *this* a. pix2pix adds the two losses: L1 gets the large shapes right, and D makes
+them sharp (--l1-weight, --gan-weight):
 
     L_D = -1/2 E[log D(a, b)] - 1/2 E[log(1 - D(a, G(a)))]
     L_G = -E[log D(a, G(a))] + 100 E|b - G(a)|
 
-Because L1 takes care of the whole, D can look at details. It is a PatchGAN: convolutions that end in a map
-of logits, each of which judges one patch of the picture, here 16x16 pixels. And because question and answer
-share their edges, G is a U-Net: it halves the picture down to a single pixel and doubles it again, and at
-each size it hands what it had on the way down to the way up (--no-skips leaves that out).
+New against cgan.py: D is a PatchGAN. As L1 takes care of the whole, D may look at details: its convolutions
+end in a map of logits, and each logit judges one patch of the picture, here of 16x16 pixels. G is a U-Net:
+it halves the picture down to a single pixel and doubles it up again, and at each size the way up is also
+given what the way down had there, since question and answer share their layout (--no-skips leaves this out).
+And there is no noise z, because the authors found that G ignored it. All that is left to chance is dropout,
+in the first layers on the way up; variants.png shows how little the answers vary with it.
 
-What to watch: if G were perfect, L_D would be 0.69 and the first part of L_G, `g_loss`, 0.69; if D wins,
-`g_loss` grows. After each epoch 1,000 test images are translated and compared with the truth. `error` is the
-mean difference of pixels (0 to 1). `evidence` asks the question again of the answer: does the mosaic of the
-output equal the input? `sharpness` is 1 if the output is as sharp as the truth, and less if it is blurred.
-L1 alone (--gan-weight 0) asks for a small error and nothing else, so compare the sharpness, too.
+What to watch: the pictures in samples/, rows of questions, answers and truths. `g_loss` is the first part of
+L_G. If G were perfect, L_D and `g_loss` would both be log 2 = 0.69; if D wins, `g_loss` grows. After each
+epoch, 1,000 test images are translated. `error` is their mean difference from the truth (0 to 1). `evidence`
+asks the question again: how far is the mosaic of the answer from the question (0 to 1)? `sharpness` compares
+neighbouring pixels: 1 is as sharp as the truth, less is blurred, more is noisy. L1 alone (--gan-weight 0)
+aims at a small `error` and nothing else, so compare `sharpness`, too.
 
-The paper's noise z is dropout, in the first layers on the way up. variants.png shows how little it varies.
-
-Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: pictures
-of 32 or 64 pixels, batches of 32 (the paper: 1 to 10), a rate that falls to 0 in the second half, as in the
-authors' later code, no random cropping, and at test time no dropout and the running means of batch
-normalisation, so that an answer does not depend on what else is in its batch.
+Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: small
+pictures and half the width, batches of 32 (the paper: 1 to 10), rates that fall to 0 in the second half, as
+in the authors' later code, no random cropping or mirroring, and at test time no dropout and the running
+statistics of batch normalisation, so that an answer does not depend on what else is in its batch.
 """
 
 import argparse
@@ -69,17 +71,17 @@ def add_flags(add):
     add("--gan-weight", type=float, default=1.0, help="weight of the adversarial loss; 0: L1 alone")
     add("--no-condition", action="store_true", help="the discriminator does not see the question a")
     add("--no-skips", action="store_true", help="a generator without the connections that make it a U-Net")
-    patch = "D's strided layers n: it judges patches of 9 * 2^n - 2 pixels, 0: single ones; None: by the size"
+    patch = "strided layers of D, n: patches of 9 * 2^n - 2 pixels a side (0: one); None: by --image-size"
     add("--patch-layers", type=int, help=patch)
-    add("--dropout", type=float, default=0.5, help="share of G's features that are dropped, below 1")
+    add("--dropout", type=float, default=0.5, help="in G's first layers on the way up, below 1")
     add("--norm", choices=["batch", "instance"], default="batch", help="normalisation in both networks")
     add("--width", type=int, default=32, help="channels of the generator's first layer (the paper: 64)")
-    tasks = "what A is to B; None: lines with --dataset faces, mosaic with others (folders have their own A)"
+    tasks = "how A is drawn from B; None: lines with --dataset faces, else mosaic (folders have their own A)"
     add("--task", choices=["mosaic", "outline", "half", "grey", "lines"], help=tasks)
     add("--direction", choices=["a2b", "b2a"], default="a2b", help="what is translated into what")
     add("--image-size", type=int, help="pixels, a power of 2 from 32 to 256; None: 32 for digits, else 64")
     add("--epochs", type=int, default=10, help="passes over the training set")
-    add("--decay", type=float, default=0.5, help="share of --epochs before the rates fall to 0; 1: all")
+    add("--decay", type=float, default=0.5, help="share of --epochs at full rates; then they fall to 0")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
     add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminator")
@@ -87,11 +89,17 @@ def add_flags(add):
     names = ["mnist", "fashion_mnist", "faces", "folder", "folders"]
     help_ = "folder: pictures of which --task draws A; folders: A and B, in one of the usual layouts"
     add("--dataset", choices=names, default="mnist", help=help_)
-    add("--data-dir", default="data", help="where the data set, the folder or the folders are")
+    add(
+        "--data-dir",
+        default="data",
+        help="where it is; of folders: with trainA and trainB in it, for example",
+    )
     add("--folder-a", help="with --dataset folders: the folder of A, wherever it is")
-    add("--folder-b", help="and that of B, with files of the same names")
+    add("--folder-b", help="with --dataset folders: that of B, with the same names")
     add("--fid-every", type=int, metavar="K", help="every K epochs: distance, precision, recall, by fid.py")
-    add("--fid-samples", type=int, default=10000, metavar="N", help="of as many test images' translations")
+    add(
+        "--fid-samples", type=int, default=10000, metavar="N", help="how many translated test images it takes"
+    )
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
     bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
     add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
@@ -99,7 +107,7 @@ def add_flags(add):
     add("--out-dir", help="a new folder for the run; None: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
     add("--generate", type=int, metavar="N", help="no training: translate N test images, with --checkpoint")
-    add("--translate", metavar="FOLDER", help="no training: translate your own pictures, with --checkpoint")
+    add("--translate", metavar="FOLDER", help="no training: translate your own questions, with --checkpoint")
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate and --translate use")
 
 
@@ -124,18 +132,15 @@ class Generator(nn.Module):
         self.skips, self.down, self.up = skips, nn.ModuleList(), nn.ModuleList()
         halvings = int(math.log2(size))  # down to one pixel
         widths = [width * min(2**level, 8) for level in range(halvings)]
-        taken = in_channels
-        for level, leaving in enumerate(widths):  # (N, 32, 16, 16), (N, 64, 8, 8), (N, 128, 4, 4),
-            layers = [nn.LeakyReLU(0.2)] if level else []  # (N, 256, 2, 2), (N, 256, 1, 1)
+        # Down: (N, 32, 16, 16), (N, 64, 8, 8), (N, 128, 4, 4), (N, 256, 2, 2), (N, 256, 1, 1)
+        for level, (taken, leaving) in enumerate(zip([in_channels, *widths], widths)):
             inner = 0 < level < halvings - 1  # one pixel has nothing to be normalised by
+            layers = [nn.LeakyReLU(0.2)] if level else []
             layers += [nn.Conv2d(taken, leaving, 4, stride=2, padding=1, bias=not inner)]
             self.down.append(nn.Sequential(*layers, *([NORMS[norm](leaving)] if inner else [])))
-            taken = leaving
-        for step, level in enumerate(reversed(range(halvings))):  # (N, 256, 2, 2), (N, 128, 4, 4),
-            leaving = (
-                widths[level - 1] if level else out_channels
-            )  # (N, 64, 8, 8), (N, 32, 16, 16), the image
-            taken = widths[level] * (2 if skips and step else 1)
+        # Up: (N, 256, 2, 2), (N, 128, 4, 4), (N, 64, 8, 8), (N, 32, 16, 16), (N, out_channels, 32, 32)
+        for step, level in enumerate(reversed(range(halvings))):
+            taken, leaving = widths[level] * (2 if skips and step else 1), [out_channels, *widths][level]
             layers = [nn.ReLU(), nn.ConvTranspose2d(taken, leaving, 4, stride=2, padding=1, bias=not level)]
             layers += [NORMS[norm](leaving)] if level else [nn.Tanh()]
             layers += [nn.Dropout(dropout)] if step < min(3, halvings - 3) else []
@@ -146,10 +151,10 @@ class Generator(nn.Module):
         for layers in self.down:
             images = layers(images)
             kept.append(images)
-        for layers in self.up:
-            skip = kept.pop()  # as large as `images`; at the bottom, it is `images`
-            join = self.skips and skip is not images
-            images = layers(torch.cat([images, skip], 1) if join else images)
+        images = self.up[0](kept.pop())  # the single pixel, which has nothing to be joined with
+        for layers in self.up[1:]:
+            skip = kept.pop()  # as large as `images`
+            images = layers(torch.cat([images, skip], 1) if self.skips else images)
         return images
 
 
@@ -164,12 +169,13 @@ class Discriminator(nn.Module):
         super().__init__()
         stride, form = (2, {"kernel_size": 4, "padding": 1}) if layers else (1, {"kernel_size": 1})
         parts = [nn.Conv2d(channels, width, stride=stride, **form), nn.LeakyReLU(0.2)]  # (N, 64, 16, 16)
+        taken = width
         for level in range(max(1, layers)):  # the last of these does not halve
-            taken, leaving = (min(width * 2**power, 8 * width) for power in (level, level + 1))
-            stride = 2 if level < layers - 1 else 1
+            leaving, stride = min(2 * taken, 8 * width), 2 if level < layers - 1 else 1
             parts += [nn.Conv2d(taken, leaving, stride=stride, bias=False, **form)]  # (N, 128, 15, 15)
             parts += [NORMS[norm](leaving), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*parts, nn.Conv2d(leaving, 1, **form))  # (N, 1, 14, 14)
+            taken = leaving
+        self.layers = nn.Sequential(*parts, nn.Conv2d(taken, 1, **form))  # (N, 1, 14, 14)
 
     def forward(self, *images):
         return self.layers(torch.cat(images, 1))
@@ -192,7 +198,7 @@ def discriminator_loss(real_logits, fake_logits):
     """-1/2 E[log D(a, b)] - 1/2 E[log(1 - D(a, G(a)))], means over images and patches (section 3.3)."""
     real_loss = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
     fake_loss = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
-    return (real_loss + fake_loss) / 2  # halved, so that D learns more slowly than G
+    return (real_loss + fake_loss) / 2  # halved as in the paper; Adam makes up for it
 
 
 def generator_loss(fake_logits):
@@ -354,8 +360,8 @@ LAYOUTS = "{part}{side}", "{side}/{part}", "{part}/{side}", "{side}", "{part}"
 def draw(task, images):
     """The question A that `task` makes of pictures B: uint8 (N, C, S, S) to uint8 (N, C or 1, S, S).
 
-    mosaic: 8x8 blocks, each the mean of its pixels. outline: a ring of one pixel around what is bright. half:
-    the lower half is black. grey: the mean of the channels. outline and grey have one channel.
+    mosaic: a grid of 8 x 8 blocks, each the mean of its pixels. outline: a ring of one pixel around what is
+    bright. half: the lower half is black. grey: the mean of the channels. outline and grey have one channel.
     """
     drawn = []
     for part in images.split(1000):
@@ -393,7 +399,7 @@ def sharpness(images, truth):
 
 
 def choose(names, count):
-    """The first `count` rows, taken from each folder in turn (of digits, whose folders are the classes)."""
+    """The first `count` rows, taken from each folder in turn: for digits, one of each class."""
     turns, seen = [], {}
     for row, name in enumerate(names):
         folder = os.path.dirname(name)
@@ -409,8 +415,11 @@ def held_out(name):
 
 def list_names(folder, flag="--data-dir"):
     """The files below a folder that are pictures, by name (path without suffix); those held_out come last."""
-    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in list_images(folder, flag)}
-    return dict(sorted(files.items(), key=lambda item: held_out(item[0])))
+    found = list_images(folder, flag)
+    files = {path.relative_to(folder).with_suffix("").as_posix(): path for path in found}
+    if len(files) < len(found):
+        print(f"{len(found) - len(files)} files in {folder} have the name of another, and are left out")
+    return dict(sorted(files.items(), key=lambda item: (held_out(item[0]), item[0])))
 
 
 def map_named(folder, files, size, half=None):
@@ -426,7 +435,7 @@ def count_channels(images):
 
 
 def has_odd_width(path):
-    """Whether an image file has no middle between its columns; files that cannot be read are named later."""
+    """Whether an image file has no two equal halves; those that cannot be read are named later."""
     try:
         with Image.open(path) as image:
             return image.width % 2 == 1
@@ -438,7 +447,7 @@ def read_pictures(args, paired):
     """The pictures A and B for training, those for testing, and the names of the latter: three pairs.
 
     Pictures are uint8 (N, C, S, S). Those for testing are pairs, row for row, if their names are equal; with
-    `paired`, those for training are, too. Else A and B of what A is drawn of have no picture in common.
+    `paired`, those for training are, too. If not, and A is drawn from B, A and B have no picture in common.
     """
     if args.dataset == "folders":
         return read_folders(args, paired)
@@ -464,7 +473,7 @@ def read_pictures(args, paired):
     if args.task == "lines":
         a = [fit(read_sheets(folder, f"{part}_??_lines.webp")[:, :1], size) for part in parts]
     elif args.task == "grey" and b[0].shape[1] == 1:
-        fail(f"--task: there is no colour in {args.dataset}; give mosaic, outline or half")
+        fail(f"--task: the {args.dataset} in {args.data_dir} has no colour; give mosaic, outline or half")
     else:
         a = [draw(args.task, images) for images in b]
     if not paired:
@@ -473,7 +482,7 @@ def read_pictures(args, paired):
 
 
 def find_folders(args, paired):
-    """The folders of A and B to train on; those to test on, or None; the halves of their files that count."""
+    """The folders of A and B to train on; those to test on, or None; which half of each file to take."""
     if bool(args.folder_a) != bool(args.folder_b):
         fail("--folder-a: it goes with --folder-b; give both")
     if args.folder_a:
@@ -491,8 +500,8 @@ def find_folders(args, paired):
         if found:
             return found[0], (found[1:] or [None])[0], (None, None) if "{side}" in layout else (0, 1)
     layouts = "trainA and trainB, A/train and B/train, train/A and train/B, or A and B"
-    layouts += ", or train with A and B side by side in each file" if paired else ""
-    fail(f"--data-dir: in {args.data_dir} there are no {layouts}; or give --folder-a and --folder-b")
+    layouts += ", or put A and B side by side in the files of train" if paired else ""
+    fail(f"--data-dir: no A and B in {args.data_dir}; name them {layouts}, or give --folder-a and --folder-b")
 
 
 def read_sides(folders, halves, size, paired):
@@ -500,10 +509,11 @@ def read_sides(folders, halves, size, paired):
     sides = [list_names(folder) for folder in folders]
     if paired and (alone := sorted(sides[0].keys() ^ sides[1].keys())):
         where = f"{len(alone)} pictures in {folders[0]} and {folders[1]}"
-        fail(f"--data-dir: {where} have no partner of the same name; add or remove ({', '.join(alone[:5])})")
+        fail(f"--dataset: {where} lack a partner of their name; add or remove {', '.join(alone[:5])}")
     if halves[1] and (odd := [path for path in sides[0].values() if has_odd_width(path)]):
-        fail(f"--data-dir: {odd[0]} has an odd width; give pictures with A and B side by side, equally wide")
-    (a, names_a), (b, names_b) = (map_named(*side, size, half) for *side, half in zip(folders, sides, halves))
+        fail(f"--dataset: {odd[0]} has an odd width; give pictures with A and B side by side, equally wide")
+    a, names_a = map_named(folders[0], sides[0], size, halves[0])
+    b, names_b = map_named(folders[1], sides[1], size, halves[1])
     if paired and names_a != names_b:  # one of the two cannot be read
         both = {*names_a} & {*names_b}
         a, b = a[[name in both for name in names_a]], b[[name in both for name in names_b]]
@@ -528,10 +538,12 @@ def read_folders(args, paired):
 
 
 def check_pictures(args, task):
-    """Choose the settings about pictures that nobody has given, such as the usual `task`; refuse bad ones."""
+    """Choose the settings about pictures that were not given, such as the usual `task`; refuse bad ones."""
     size = args.image_size or (32 if "mnist" in args.dataset else 64)
     if size not in (32, 64, 128, 256):
         fail(f"--image-size: {size} is not 32, 64, 128 or 256")
+    if args.folder_a and args.dataset != "folders":
+        fail("--folder-a: it goes with --dataset folders; give both")
     if args.task and args.dataset == "folders":
         fail("--task: folders have their own A; leave it out, or give --dataset folder, where it is drawn")
     if args.task in ("lines", "glasses") and args.dataset != "faces":
@@ -552,13 +564,24 @@ def scaled(images, args):
     return images.to(args.device, non_blocking=True).float().div_(127.5).sub_(1)
 
 
+def translate(generator, images, args):
+    """uint8 images (N, C, S, S) of what the generator makes of uint8 images, 256 at a time."""
+    return torch.cat([sample(generator, scaled(part, args)) for part in images.split(256)])
+
+
+def add_row(distances, row, steps_per_epoch):
+    """The measurements and another row, less those of cut-off epochs and an earlier one of its step."""
+    whole = (distances[:, 0] < row[0, 0]) & (distances[:, 0] % steps_per_epoch == 0)
+    return torch.cat([distances[whole], row])
+
+
 def translate_tests(args, generator, images, names):
     """Write what `generator` makes of the first args.generate test images, as PNG files of their names."""
     if args.generate > len(names):
         fail(f"--generate: {args.generate} is more than the {len(names)} test images; give at most as many")
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        made = sample(generator, scaled(images[start : start + 256], args))  # 256: no image depends on N
+        made = translate(generator, images[start : start + 256], args)  # 256, so that no image depends on N
         for name, image in zip(names[start : args.generate], made):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             to_pil_image(image).save(folder / f"{name}.png")
@@ -586,7 +609,7 @@ def translate_own(args, generator, channels):
         if target.exists():  # of another picture, such as a.jpg beside a.png
             target = target.with_name(f"{path.name}.png")
         target.parent.mkdir(parents=True, exist_ok=True)
-        to_pil_image(sample(generator, scaled(image, args))[0]).save(target)
+        to_pil_image(translate(generator, image, args)[0]).save(target)
         count += 1
     if not count:
         fail(f"{nothing}: all files are damaged; give others")
@@ -605,21 +628,23 @@ DISTANCES = [name for names in TRACKED.values() for name in names]
 
 
 def fill_in(args):
-    """Choose the settings that nobody has given, and refuse those that do not go together."""
+    """Choose the settings that were not given, and refuse those that do not go together."""
     check_pictures(args, "mosaic")
     if args.dropout >= 1:
         fail(f"--dropout: {args.dropout} is not below 1")
     if args.l1_weight == args.gan_weight == 0:
-        fail("--gan-weight: with --l1-weight 0 it cannot be 0, too; give one of them")
+        fail("--gan-weight: with --l1-weight 0 it cannot be 0, too; raise one of them above 0")
+    if args.fid_every and args.direction == "b2a" and not args.dataset.startswith("folder"):
+        fail("--fid-every: fid.py knows the pictures B of this data set, not A; leave it or --direction out")
 
 
 def read_pairs(args):
     """Questions and answers to train on, those to test on, and the names of the latter."""
     *parts, (names, _) = read_pictures(args, paired=True)
     if not names:
-        fail(f"--data-dir: too few pictures in {args.data_dir} to test on one in ten; add a test folder")
+        fail("--dataset: too few pictures to keep one in ten for testing; give more, or a test folder")
     train_on, test = (part if args.direction == "a2b" else part[::-1] for part in parts)
-    if not args.dataset.startswith("folder"):  # those stay where they are mapped
+    if not args.dataset.startswith("folder"):  # pictures of folders stay in their mapped file
         train_on = [images.to(args.device) for images in train_on]
     return train_on, test, names
 
@@ -639,10 +664,12 @@ def draw_pictures(generator, test, names, args):
     a, b = (images[rows].expand(-1, max(args.channels), -1, -1) for images in test)
     questions = scaled(test[0][rows], args)
     made = sample(generator, questions).expand_as(b)
-    strips = [row for ten in zip(a.split(10), made.split(10), b.split(10)) for row in ten]
+    strips = [images[i : i + 10] for i in range(0, len(rows), 10) for images in (a, made, b)]
     reseed(args.seed, "variants")
-    for layer in generator.eval().modules():
-        layer.train(isinstance(layer, nn.Dropout))
+    generator.eval()
+    for layer in generator.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.train()
     with torch.no_grad(), fp32():
         drawn = torch.stack([generator(questions[:5]).cpu() for _ in range(6)])
     generator.train()
@@ -654,16 +681,17 @@ def draw_pictures(generator, test, names, args):
 
 def track(judge, generator, test, args, step):
     """Measure translations of test images; a row of the step and DISTANCES, nan for what is not measured."""
-    a, b = (images[:1000] for images in test)
-    made, found = sample(generator, scaled(a, args)), [math.nan] * len(DISTANCES)
-    found[0], found[2] = difference(made, b), sharpness(made, b)
+    found, (a, b) = dict.fromkeys(DISTANCES, math.nan), (images[:1000] for images in test)
+    made = translate(generator, a, args)
+    found |= {"error": difference(made, b), "sharpness": sharpness(made, b)}
     if args.task not in (None, "lines") and args.direction == "a2b":
-        found[1] = difference(draw(args.task, made), a)
+        found["evidence"] = difference(draw(args.task, made), a)
     if judge:
-        found[3:] = judge(sample(generator, scaled(test[0][: args.fid_samples], args)))
-    figures = (f"{name} {value:.3f}" for name, value in zip(DISTANCES, found) if not math.isnan(value))
-    print("  " + "  ".join(figures), flush=True)
-    return torch.tensor([[step, *found]])
+        many = translate(generator, test[0][: args.fid_samples], args)
+        found |= zip(("distance", "precision", "recall"), judge(many))
+    shown = [f"{name} {value:.3f}" for name, value in found.items() if not math.isnan(value)]
+    print("  " + "  ".join(shown), flush=True)
+    return torch.tensor([[step, *found.values()]])
 
 
 def train(args):
@@ -704,8 +732,7 @@ def train(args):
             to_pil_image(variants[: max(args.channels)]).save(folder / "variants.png")
             due = judge and done == 0 and epoch % args.fid_every == 0
             row = track(judge if due else None, generator, test, args, step)
-            whole = (distances[:, 0] < step) & (distances[:, 0] % steps_per_epoch == 0)  # epochs: these stay
-            distances = torch.cat([distances[whole], row])
+            distances = add_row(distances, row, steps_per_epoch)
             saved_at = save(folder, args, history, distances, parts)
             if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
                 write_report(folder, history, distances, steps_per_epoch)
@@ -719,7 +746,7 @@ def train(args):
         name = f"epoch {epoch + 1}/{args.epochs}"
         bar = tqdm(batches, name, steps_per_epoch, leave=False, initial=done, unit=" images", unit_scale=size)
         for index in bar:
-            left = 1 - step / (args.epochs * steps_per_epoch)  # of the run; the rates are 0 at its end
+            left = 1 - step / (args.epochs * steps_per_epoch)  # share of the run that is left
             for optimizer, rate in ((optimizer_g, args.lr_g), (optimizer_d, args.lr_d)):
                 optimizer.param_groups[0]["lr"] = rate * min(1, left / max(1 - args.decay, 1e-9))
             pair = scaled(a[index], args), scaled(b[index], args)
@@ -884,15 +911,17 @@ def parse_args(argv):
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
     path = args.checkpoint if args.resume is None else args.resume
-    use = args.generate is not None or vars(args).get("translate") is not None
-    if use != (args.checkpoint is not None) or (args.checkpoint and args.resume):
-        fail("--generate N goes with --checkpoint PATH, and not with --resume; give these two")
+    uses = [name for name in ("generate", "translate") if vars(args).get(name) is not None]
+    if len(uses) != (args.checkpoint is not None) or (args.checkpoint and args.resume):
+        use = uses[0] if uses else "generate"
+        fail(f"--{use} goes with --checkpoint PATH, alone, and not with --resume; give these two")
     if path is not None:
         settings = load_checkpoint(path)["settings"]
         free = {"epochs", "max_steps", "device", "fid_every", "fid_samples"}
         asked = {"resume": path, "out_dir": str(Path(path).parent)}
-        if use:
-            names, free = ("resume", "generate", "checkpoint", "device", "out_dir"), {"seed"}
+        if uses:
+            names = "resume", "generate", "checkpoint", "device", "out_dir"
+            free = {"seed", "data_dir", "folder_a", "folder_b"}
             asked = {name: vars(args)[name] for name in names}
         parser.set_defaults(**settings | asked)
         args = parser.parse_args(argv)  # flags that are not given now come from the checkpoint

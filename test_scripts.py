@@ -142,10 +142,10 @@ P2P = {
     "real": 5,
     "grid": (10, 6),
     "walks": {"variants.png": (8, 5)},
-    "flags": ("--batch-size", "4", "--decay", "1"),
+    "flags": ("--batch-size", "4", "--decay", "1", "--width", "8"),
 }
 CYCLE = {"real": 7, "grid": (10, 8), "walks": {}, "batch": 2}
-CYCLE |= {"flags": ("--batch-size", "2", "--decay", "1", "--pool", "2")}
+CYCLE |= {"flags": ("--batch-size", "2", "--decay", "1", "--pool", "2", "--width", "8", "--blocks", "1")}
 CYCLE |= {"calls": 2, "form": {"channels": 1, "norm": "instance"}}
 OTHER = {"side": 32, "other": ("width", 24)}
 CASES = {
@@ -932,7 +932,8 @@ BAD = """
 BAD_TRANSLATION = """
     --task cats; --task lines; --task grey; --task half --dataset folders; --image-size 48; --image-size 16
     --image-size 512; --patch-layers 4; --patch-layers -1; --decay 0; --decay 1.5; --width 0; --norm layer
-    --translate x; --translate x --checkpoint no/such.pt; --folder-a x --dataset folders
+    --translate x; --generate 5 --translate x --checkpoint x; --folder-a x --folder-b y
+    --translate x --checkpoint no/such.pt; --folder-a x --dataset folders
     --folder-a x --folder-b y --dataset folders"""
 BAD_OWN = {
     "vanilla_gan": "--generator-loss hinge",
@@ -942,9 +943,9 @@ BAD_OWN = {
     "cgan": "--real-label 1.01; --label 10; --label 3",
     "dcgan32_wgan_sn": "--critic-norm layer",
     "pix2pix": f"""{BAD_TRANSLATION}; --l1-weight -1; --gan-weight nan; --l1-weight 0 --gan-weight 0
-    --dropout 1; --dropout -0.1""",
+    --dropout 1; --dropout -0.1; --direction b2a --fid-every 1""",
     "cyclegan": f"""{BAD_TRANSLATION}; --cycle-weight -1; --identity-weight nan; --pool -1; --blocks -1
-    --direction b2a; --task glasses""",
+    --direction b2a; --task glasses; --dataset faces --task glasses --fid-every 1""",
 }
 SAYS = {  # where the message has more, or something else, than the flag and its value
     "--lr-g=-1e-3": "above 0",
@@ -952,7 +953,7 @@ SAYS = {  # where the message has more, or something else, than the flag and its
     "--batch-size 25": "--batch-size: 25 is not from ",
     "--n-critic 20": "--batch-size: 2 is not from 2 to 1,",
     "--generate 5": "--checkpoint PATH",
-    "--checkpoint x": "--generate N",
+    "--checkpoint x": "--generate goes with",
     "--generate 0 --checkpoint x": "x: give a whole checkpoint",
     "--generate 5 --checkpoint no/such.pt": "no/such.pt: give a whole checkpoint",
     "--resume no/such/checkpoint.pt": "no/such/checkpoint.pt: give a whole checkpoint",
@@ -961,7 +962,11 @@ SAYS = {  # where the message has more, or something else, than the flag and its
     "--task glasses": "--dataset faces",
     "--task grey": "no colour in mnist",
     "--task half --dataset folders": "--task: folders have their own",
-    "--translate x": "--checkpoint PATH",
+    "--translate x": "--translate goes with --checkpoint PATH",
+    "--generate 5 --translate x --checkpoint x": "--generate goes with --checkpoint PATH, alone",
+    "--folder-a x --folder-b y": "--dataset folders",
+    "--direction b2a --fid-every 1": "--fid-every: ",
+    "--dataset faces --task glasses --fid-every 1": "--fid-every: ",
     "--translate x --checkpoint no/such.pt": "no/such.pt: give a whole checkpoint",
     "--folder-a x --dataset folders": "--folder-b; give both",
     "--folder-a x --folder-b y --dataset folders": "--folder-a: x is not a folder",
@@ -1135,7 +1140,8 @@ def test_networks_have_these_shapes_and_counts(script, case):
     seen = [inputs[0], images] if script is pix2pix else [images, *inputs[1:]]
     assert shapes(g, *inputs) == case.shapes[0]
     assert shapes(d, *seen) == case.shapes[1]
-    assert d.eval()(*(part[:1] for part in seen)).shape == (1, *case.shapes[1][-1][1:])  # a batch of one
+    expected = d(*seen).shape[1:]
+    assert d.eval()(*(part[:1] for part in seen)).shape == (1, *expected)  # a batch of one
     assert (count(g), count(d)) == case.counts
 
 
@@ -2385,7 +2391,7 @@ def test_pix2pix_trains_on_pairs_and_shows_the_first_test_images(script, whole, 
     assert torch.equal(shown, again)
     assert torch.allclose(measured, questions)
     rows = list(csv.DictReader((whole.folder / "history.csv").read_text().splitlines()))
-    generator = script.Generator()
+    generator = script.Generator(width=8)
     generator.load_state_dict(read(whole.folder / "checkpoint.pt")["generator"])
     made = script.sample(generator, questions)
     error = (made.int() - test.int()).abs().double().mean().item() / 255
@@ -2432,7 +2438,7 @@ def test_pix2pix_generates_and_translates(script, whole, small_data, pictures, t
     out, err = capsys.readouterr()
     assert "broken.png cannot be read" in out + err
     assert f"5 images in {made}" in out
-    generator = script.Generator()
+    generator = script.Generator(width=8)
     generator.load_state_dict(read(checkpoint)["generator"])
     question = torch.full((1, 1, 32, 32), 200 / 127.5 - 1)
     answer = torch.from_numpy(np.array(Image.open(made / "below" / "a.png")))
@@ -2523,7 +2529,7 @@ def test_pix2pix_reads_pairs_side_by_side(script, tmp_path, monkeypatch, capsys)
         assert made.stem == names[0][0]
         assert Image.open(made).mode == ("RGB" if direction == "a2b" else "L")
     Image.new("RGB", (57, 28)).save("pairs/train/41.png")
-    fails(script, flags, capsys, "--data-dir", "41.png has an odd width")
+    fails(script, flags, capsys, "--dataset", "41.png has an odd width")
 
 
 @pytest.mark.parametrize("script", TRANSLATION, indirect=True)
@@ -2542,12 +2548,12 @@ def test_translators_refuse_bad_folders(script, tmp_path, monkeypatch, capsys):
         "1",
     ]
     (tmp_path / "none").mkdir()
-    fails(script, [*flags, "--data-dir", "none"], capsys, "--data-dir", "trainA and trainB", "--folder-a")
+    fails(script, [*flags, "--data-dir", "none"], capsys, "--data-dir: no A and B", "trainA", "--folder-a")
     two_sides(tmp_path / "some", "A", "B")
     (tmp_path / "some" / "A" / "extra.png").write_bytes(Path("some/A/00.png").read_bytes())
     paired = script is pix2pix
     if paired:
-        fails(script, [*flags, "--data-dir", "some"], capsys, "1 pictures in", "no partner", "extra")
+        fails(script, [*flags, "--data-dir", "some"], capsys, "1 pictures in", "lack a partner", "extra")
         (tmp_path / "some" / "A" / "extra.png").unlink()
     else:
         fails(
@@ -2555,7 +2561,7 @@ def test_translators_refuse_bad_folders(script, tmp_path, monkeypatch, capsys):
             [*flags, "--data-dir", "some", "--identity-weight", "5"],
             capsys,
             "--identity-weight",
-            "channels",
+            "is grey",
         )
     Path("some/B/03.webp").write_bytes(b"cut off")  # a pair of which one half cannot be read is left out
     script.main([*flags, "--data-dir", "some", "--out-dir", "run"])
@@ -2564,8 +2570,15 @@ def test_translators_refuse_bad_folders(script, tmp_path, monkeypatch, capsys):
     (a, b), (test_a, test_b), names = read_sides(script, "--data-dir", "some")
     assert len(a) + len(test_a) == (39 if paired else 41)
     assert len(b) + len(test_b) == 39
+    two_sides(tmp_path / "dots", "A", "B", count=12)  # which sort otherwise with their suffixes
+    for old, new in (("00", "01.x"), ("01", "01.a")):
+        Path("dots", "A", f"{old}.png").rename(Path("dots", "A", f"{new}.png"))
+        Path("dots", "B", f"{old}.webp").rename(Path("dots", "B", f"{new}.webp"))
+    Path("dots/A/02.png").write_bytes(b"cut off")
+    (a, b), _, _ = read_sides(script, "--data-dir", "dots")
+    assert not paired or (a.float() - b[:, :1].float()).abs().max() <= 1
     two_sides(tmp_path / "few", "A", "B", count=2)
-    fails(script, [*flags, "--data-dir", "few"], capsys, "--data-dir: too few pictures in few", last=True)
+    fails(script, [*flags, "--data-dir", "few"], capsys, "--dataset: too few pictures", last=True)
     assert not any(script.held_out(f"{i:02d}") for i in range(2))
 
 
@@ -2810,7 +2823,7 @@ def test_cyclegan_measures_both_directions(script, whole, small_data):
     test = nn.functional.pad(torchvision.datasets.MNIST(small_data, train=False).data[:, None], (2, 2, 2, 2))
     a, both = (
         script.draw("outline", test),
-        nn.ModuleDict({"ab": script.Generator(), "ba": script.Generator()}),
+        nn.ModuleDict({way: script.Generator(width=8, blocks=1) for way in ("ab", "ba")}),
     )
     both.load_state_dict(read(whole.folder / "checkpoint.pt")["generator"])
 
@@ -2834,7 +2847,7 @@ def test_cyclegan_measures_both_directions(script, whole, small_data):
 def test_cyclegan_generates_in_both_directions(script, whole, small_data, tmp_path):
     checkpoint = str(whole.folder / "checkpoint.pt")
     argv = ["--checkpoint", checkpoint, "--generate", "24"]
-    both = nn.ModuleDict({"ab": script.Generator(), "ba": script.Generator()})
+    both = nn.ModuleDict({way: script.Generator(width=8, blocks=1) for way in ("ab", "ba")})
     both.load_state_dict(read(checkpoint)["generator"])
     test = nn.functional.pad(torchvision.datasets.MNIST(small_data, train=False).data[:, None], (2, 2, 2, 2))
     for flags, network, questions in (
@@ -2853,6 +2866,35 @@ def test_cyclegan_generates_in_both_directions(script, whole, small_data, tmp_pa
     script.main(["--checkpoint", checkpoint, "--translate", str(own), *flags])
     mine = torch.from_numpy(np.array(Image.open(tmp_path / "mine" / "seven.png")))
     assert (mine.int() - made[3].int()).abs().max() <= 1
+
+
+def test_cyclegan_domains_of_any_size(script, tmp_path, monkeypatch, capsys):
+    """A pass is one over the larger domain; the strips show as many pictures of each as the smaller can."""
+    monkeypatch.chdir(tmp_path)
+    two_sides(tmp_path / "both", "trainA", "trainB", count=12)
+    two_sides(tmp_path / "both", "testA", "testB", count=7)
+    for i in range(8):
+        Path("both", "trainA", f"{i:02d}.png").unlink()
+    Path("both", "testA", "00.png").unlink()
+    flags = [
+        "--dataset",
+        "folders",
+        "--data-dir",
+        "both",
+        "--image-size",
+        "32",
+        "--device",
+        "cpu",
+        "--width",
+        "8",
+    ]
+    script.main([*flags, "--batch-size", "2", "--epochs", "1", "--out-dir", "run"])
+    assert "16 images, 6 steps an epoch" in capsys.readouterr().out
+    with Image.open("run/samples/epoch_0001.png") as strip:
+        assert strip.size == (6 * 34 + 2, 2 * (3 * 34 + 2) + 2)  # no truths: the names differ
+    rows = list(csv.DictReader(Path("run/history.csv").read_text().splitlines()))
+    assert "a2b_error" not in rows[0]
+    assert float(rows[-1]["a2b2a_error"]) > 0
 
 
 def test_cyclegan_glasses(script):
