@@ -960,7 +960,7 @@ SAYS = {  # where the message has more, or something else, than the flag and its
     "--resume x --generate 5 --checkpoint x": "not with --resume",
     "--task lines": "--dataset faces",
     "--task glasses": "--dataset faces",
-    "--task grey": "no colour in mnist",
+    "--task grey": "has no colour",
     "--task half --dataset folders": "--task: folders have their own",
     "--translate x": "--translate goes with --checkpoint PATH",
     "--generate 5 --translate x --checkpoint x": "--generate goes with --checkpoint PATH, alone",
