@@ -832,6 +832,13 @@ def stop(script, name, number, act, save_every=60):
 # %% Stopping and resuming
 
 
+def test_resume_goes_on(script, flags, tmp_path, whole):
+    """From inside an epoch; test_resume_is_exact_to_the_bit is harder on it."""
+    script.main([*flags, "--max-steps", "4"])
+    script.main(["--resume", str(tmp_path / "run" / "checkpoint.pt"), "--max-steps", "12"])
+    assert_same_run(tmp_path / "run" / "checkpoint.pt", whole.folder / "checkpoint.pt")
+
+
 @pytest.mark.parametrize("script", slow_but("vanilla_gan", "wgan_gp", "pix2pix"), indirect=True)
 def test_resume_is_exact_to_the_bit(script, case, flags, tmp_path, whole):
     """SIGKILL within a step, within a save and before pictures, SIGTERM, Ctrl-C, and an epoch more."""
