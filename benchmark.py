@@ -8,7 +8,7 @@ Of each training script, with its own batch size, on random images of its own si
 
     images/s    real images that train_step takes in a second, with the making of the batches and the reading
                 of the metrics, as the script's loop does both; in fp32, and in bf16; of pix2pix.py and
-                cyclegan.py pairs of images
+                cyclegan.py pairs of images; of stylegan.py in the nine of ten steps without R1
     GFLOP       for one image: multiplications and additions of convolutions and matrix products
     of matmul   FLOPs a second in fp32, over those of a product of 2048 x 2048 matrices in fp32, which PyTorch
                 may hand to one library as a product and to another as a 1 x 1 convolution: the faster counts
@@ -30,6 +30,7 @@ FlopCounterMode does not look into autograd.grad, which wgan_gp.py needs.
 
 import argparse
 import contextlib
+import copy
 import importlib
 import inspect
 import io
@@ -64,6 +65,7 @@ SHAPES = {  # of an image
     "dcgan64_celeba": (3, 64, 64),
     "pix2pix": (1, 32, 32),
     "cyclegan": (1, 32, 32),
+    "stylegan": (1, 32, 32),
 }
 PEAK = """
 import contextlib, io, resource, sys, torch
@@ -92,7 +94,8 @@ class Player:
             self.generator, self.second = self.script.Generator(), second()
         for network in (self.generator.to(device), self.second.to(device)):
             network.apply(getattr(self.script, "init_weights", lambda layer: None))
-        adam["betas"] = (0.0, 0.9) if name == "wgan_gp" else (0.5, 0.999)
+        adam["betas"] = {"wgan_gp": (0.0, 0.9), "stylegan": (0.0, 0.99)}.get(name, (0.5, 0.999))
+        self.ema = copy.deepcopy(self.generator).requires_grad_(False) if name == "stylegan" else None
         self.optimizer_g = torch.optim.Adam(self.generator.parameters(), self.args.lr_g, **adam)
         self.optimizer_second = torch.optim.Adam(self.second.parameters(), self.args.lr_d, **adam)
         self.n_critic = getattr(self.args, "n_critic", 1)
@@ -107,6 +110,7 @@ def ours(name, device, precision, channels_last=True):
         # The critic of wgan_gp.py and all of cyclegan.py are contiguous in any case, as there in train.
         contiguous = not channels_last or name == "wgan_gp" and network is player.second or name == "cyclegan"
         for part in network.values() if isinstance(network, nn.ModuleDict) else [network]:
+            part = getattr(part, "synthesis", part)  # the mapping of stylegan.py stays in fp32
             script.place(part, player.args, torch.contiguous_format if contiguous else torch.channels_last)
     images = torch.randint(0, 256, (10 * count, *player.shape), dtype=torch.uint8, device=device)
     classes = torch.randint(0, 10, (len(images),), device=device)
@@ -115,6 +119,8 @@ def ours(name, device, precision, channels_last=True):
     if name == "cyclegan":
         size = player.args.pool * count
         networks += [script.ImagePool(size, *player.shape[:2]).to(device) for _ in "ab"]
+    if name == "stylegan":
+        networks.append(player.ema)
     networks += [player.optimizer_g, player.optimizer_second]
     names = list(inspect.signature(script.train_step).parameters)[len(networks) :]
     pending, number = [], [0]
@@ -131,7 +137,8 @@ def ours(name, device, precision, channels_last=True):
             given["classes"] = classes[index]
         if "z" in names:
             given["z"] = torch.randn(count, player.args.latent_dim, device=device)
-        return given | {"minimax": False, "noise_std": 0.0} | vars(player.args)
+        given |= {"minimax": False, "noise_std": 0.0, "ema_decay": 0.998}
+        return given | vars(player.args) | {"r1_weight": 0.0}
 
     def step():
         given = batch()
@@ -193,6 +200,8 @@ def tutorial(name, device, folder):
         score = second(fake, *classes)
         g_loss = -score.mean() if hasattr(script, "Critic") else bce(score.sigmoid(), torch.ones_like(score))
         update(player.optimizer_g, g_loss)
+        if name == "stylegan":
+            script.average(player.ema, generator, 0.998)
         print(f"D {d_loss.item():.4f} G {g_loss.item():.4f}")
 
     return step

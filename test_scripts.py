@@ -61,6 +61,7 @@ import dcgan64_celeba
 import dcgan_mnist
 import fid
 import pix2pix
+import stylegan
 import vanilla_gan
 import wgan_gp
 
@@ -104,6 +105,13 @@ RESNET = maps((1, 38, 1), (32, 32, 3), (64, 16, 3), (128, 8, 3))
 RESNET += 4 * maps((128, 10, 1), (128, 8, 3), (128, 10, 1), (128, 8, 2))
 RESNET += maps((64, 16, 3), (32, 32, 3), (32, 38, 1), (1, 32, 2))
 PATCH = maps((64, 16, 2), (128, 15, 3), (1, 14, 1))
+STYLED = [(3, 128)] * 16  # the mapping; then up, conv, blur and style of each layer
+for width, side, before in ((128, 4, 0), (128, 8, 128), (64, 16, 128), (32, 32, 64)):
+    STYLED += maps((before, side, 1)) if before else maps((width, side, 1))
+    STYLED += [*maps((width, side, 2)), (3, 2 * width), *maps((width, side, 3)), (3, 2 * width)]
+STYLED += maps((1, 32, 1))
+STYLE_D = maps((32, 32, 5), (32, 16, 1), (64, 16, 5), (64, 8, 1), (128, 8, 5), (128, 4, 3), (129, 4, 1))
+STYLE_D += [*maps((128, 4, 2)), (3, 2048), (3, 128), (3, 128), (3, 1)]
 
 
 @dataclass
@@ -149,6 +157,13 @@ CYCLE = {"real": 7, "grid": (10, 8), "walks": {}, "batch": 2}
 CYCLE |= {"flags": ("--batch-size", "2", "--decay", "1", "--pool", "2", "--width", "8", "--blocks", "1")}
 CYCLE |= {"calls": 2, "form": {"channels": 1, "norm": "instance"}}
 OTHER = {"side": 32, "other": ("width", 24)}
+STYLE = {"step": {"mixing": 0.9, "r1_weight": 1.0, "ema_decay": 0.99}, "real": 5, "betas": (0.0, 0.99)}
+STYLE |= {
+    "flags": ("--batch-size", "4", "--width", "8", "--latent-dim", "16"),
+    "init": None,
+    "other": ("latent_dim", 24),
+}
+STYLE |= {"walks": {"interpolation.png": (10, 8), "mixing.png": (7, 7), "truncation.png": (7, 6)}}
 CASES = {
     "vanilla_gan": Case((LINEAR_UP, LINEAR_DOWN), (1_489_936, 533_505), {"minimax": False}, fresh=True),
     "dcgan_mnist": Case((UP28, DOWN28), (G28, D28), {"real_label": 0.9, "noise_std": 0.0}),
@@ -158,10 +173,13 @@ CASES = {
     "dcgan64_celeba": Case((UP64, DOWN64), (G64, D64), NOISE, side=64),
     "pix2pix": Case((U_NET, PATCH), (4_165_217, 135_489), P2P_STEP, **P2P | OTHER),
     "cyclegan": Case((RESNET, PATCH), (1_367_105, 134_209), **CYCLE | OTHER),
+    "stylegan": Case((STYLED, STYLE_D), (897_825, 844_897), **OTHER | STYLE),
 }
 TRANSLATORS = pix2pix, cyclegan
 TRANSLATION = [module.SCRIPT for module in TRANSLATORS]
 NOISE_SCRIPTS = [name for name in CASES if name not in TRANSLATION]  # their inputs are noise
+PLAIN = [name for name in NOISE_SCRIPTS if name != "stylegan"]  # and go through all layers
+MEASURED = *TRANSLATORS, stylegan  # after each epoch
 
 
 def slow_but(*names):
@@ -247,7 +265,7 @@ def no_network(monkeypatch):
 def mnist_as(script, folder=ROOT / "data", count=None):
     """MNIST's first training images as uint8 (N, 1, H, W), as this script has to prepare them."""
     images = torchvision.datasets.MNIST(folder).data[:count, None]
-    if script in (dcgan32_wgan_sn, *TRANSLATORS):
+    if script in (dcgan32_wgan_sn, *MEASURED):
         images = nn.functional.pad(images, (2, 2, 2, 2))
         return images[1::2] if script is cyclegan and count is None else images  # A is of the others
     if script is dcgan64_celeba:
@@ -383,8 +401,9 @@ SHARED = {
     "Folders": "dcgan64_celeba",
     "Pairs": "pix2pix",
 }  # and where they are from
-LONGEST = {"dcgan64_celeba": 380, "pix2pix": 430, "cyclegan": 520}  # lines outside these; others: 300
-OWN_SECTIONS = {"Folders", "Pairs", "Processes"}  # of scripts that have more than the frame
+# Lines outside these; others have 300.
+LONGEST = {"dcgan64_celeba": 380, "pix2pix": 430, "cyclegan": 520, "stylegan": 550}
+OWN_SECTIONS = {"Folders", "Pairs", "Processes", "Styles"}  # of scripts that have more than the frame
 
 
 def sections(name, root=ROOT):
@@ -540,7 +559,7 @@ def test_run_leaves_everything(script, case, whole):
     history = checkpoint["history"]
     assert history.shape == (12, len(script.METRICS))
     rows = list(csv.DictReader((run / "history.csv").read_text().splitlines()))  # of LOG_EVERY = 4 steps
-    measured = [("1", "6")] if script in TRANSLATORS else []  # after each epoch
+    measured = [("1", "6")] if script in MEASURED else []
     assert [(row["epoch"], row["step"]) for row in rows] == [("1", "4"), *measured, ("2", "8"), ("2", "12")]
     for name, mean in zip(script.METRICS, history[8:12].mean(0).tolist()):
         assert float(rows[-1][name]) == pytest.approx(mean, rel=1e-5)
@@ -584,7 +603,7 @@ def test_run_has_fresh_noise_at_every_step(script, whole):
     assert torch.initial_seed() == 4_671_050_586_337_425_734
 
 
-@pytest.mark.parametrize("script", NOISE_SCRIPTS, indirect=True)
+@pytest.mark.parametrize("script", PLAIN, indirect=True)
 def test_run_draws_the_same_noise_each_epoch(script, whole):
     (grid, *rows), (walk, *_), (again, *_), _ = whole.drawn
     assert torch.equal(grid, again)
@@ -670,7 +689,7 @@ def test_bf16_keeps_weights_and_losses_in_fp32(script, flags, tmp_path, whole):
 
 
 @pytest.mark.parametrize("low", [False, True])
-@pytest.mark.parametrize("script", [*NOISE_SCRIPTS, "pix2pix"], indirect=True)
+@pytest.mark.parametrize("script", [*PLAIN, "pix2pix"], indirect=True)
 def test_bf16_is_in_the_layers_only(script, low):
     """Not in what leaves a network, in losses and gradients, in samples, and inside `with fp32():`."""
     kinds, pair = [], networks(script)
@@ -884,7 +903,7 @@ def test_resume_saves_inside_long_epochs(script, flags, monkeypatch):
     monkeypatch.setattr(script, "SAVE_EVERY", 0)
     calls = spy(monkeypatch, script.torch, "save")
     script.main([*flags, "--epochs", "1"])
-    measured = [6] if script in TRANSLATORS else []  # after the pictures
+    measured = [6] if script in MEASURED else []  # after the pictures
     assert [state["step"] for state, _ in calls] == [0, 1, 2, 3, 4, 5, 6, 6, *measured]
 
 
@@ -978,6 +997,9 @@ BAD_OWN = {
     "dcgan32_wgan_sn": "--critic-norm layer",
     "pix2pix": f"""{BAD_TRANSLATION}; --l1-weight -1; --gan-weight nan; --l1-weight 0 --gan-weight 0
     --dropout 1; --dropout -0.1; --direction b2a --fid-every 1""",
+    "stylegan": """--image-size 48; --image-size 16; --image-size 512; --mixing 1.5; --mixing -0.1
+    --r1-every 0; --truncation 0.7; --batch-size 5; --mapping-layers -1; --ema-images 0; --r1-weight -1
+    --width 0""",
     "cyclegan": f"""{BAD_TRANSLATION}; --cycle-weight -1; --identity-weight nan; --pool -1; --blocks -1
     --direction b2a; --task glasses; --dataset faces --task glasses --fid-every 1""",
 }
@@ -1006,6 +1028,8 @@ SAYS = {  # where the message has more, or something else, than the flag and its
     "--folder-a x --folder-b y --dataset folders": "--folder-a: x is not a folder",
     "--l1-weight 0 --gan-weight 0": "--gan-weight: with --l1-weight 0",
     "--direction b2a": "--direction: training learns both",
+    "--truncation 0.7": "give it with --generate",
+    "--batch-size 5": "--batch-size: 5 is not from 2 to 24, or makes no groups",
 }
 
 
@@ -1124,7 +1148,8 @@ def inputs_of(script, count):
     """What the generator makes images of: noise, and classes, or pictures."""
     if script in TRANSLATORS:
         return [2 * torch.rand(count, 1, 32, 32) - 1]
-    return [torch.randn(count, 100), *([torch.arange(count) % 10] if script is cgan else [])]
+    z = torch.randn(count, 128 if script is stylegan else 100)
+    return [z, *([torch.arange(count) % 10] if script is cgan else [])]
 
 
 class Recorder:
@@ -1143,6 +1168,8 @@ def one_round(script, **others):
     case, (g, d) = CASES[script.SCRIPT], networks(script)
     real = mnist_as(script, count=8 * case.updates).float() / 127.5 - 1
     args = {"generator": g, "second": d, "optimizer_g": Recorder(g, g, d), "optimizer_d": Recorder(d, g, d)}
+    if script is stylegan:
+        args = {"generator": g, "second": d, "ema": copy.deepcopy(g).requires_grad_(False)} | args
     if script is pix2pix:
         args["a"] = pix2pix.draw("mosaic", (real + 1) * 127.5).float() / 127.5 - 1
     args |= {"real": real} | case.step
@@ -1157,7 +1184,8 @@ def one_round(script, **others):
 
         return hook
 
-    hooks = [seen.generator.register_forward_hook(note(seen.g_inputs, seen.fakes))]
+    drawing = seen.generator.synthesis if script is stylegan else seen.generator
+    hooks = [drawing.register_forward_hook(note(seen.g_inputs, seen.fakes))]
     hooks.append(seen.second.register_forward_hook(note(seen.inputs, seen.scores)))
     torch.manual_seed(1)
     seen.metrics = script.train_step(*args.values())
@@ -1200,6 +1228,7 @@ def test_networks_of_other_forms():
     assert shapes(dcgan64_celeba.Discriminator(1), torch.randn(3, 1, 64, 64)) == DOWN64
 
 
+@pytest.mark.parametrize("script", [*PLAIN, *TRANSLATION], indirect=True)
 def test_networks_keep_the_recipe(script, case):
     """No bias before batch normalisation, none of it at G's output and D's input, slopes of 0.2, a Tanh.
 
@@ -1253,6 +1282,9 @@ FAR = torch.tensor([[200.0]]), torch.tensor([[-200.0]])
         ("dcgan64_celeba", *FAR, 0.0, 200.0),
         ("dcgan_mnist", *FAR, 0.1 * 200.0, 200.0),
         ("cgan", *FAR, 0.1 * 200.0, 200.0),
+        ("stylegan", REAL, FAKE, MIXED, math.log(4)),
+        ("stylegan", *FAR, 0.0, 200.0),
+        ("stylegan", torch.zeros(2, 1), torch.zeros(2, 1), 2 * math.log(2), math.log(2)),
     ],
     indirect=["script"],
 )
@@ -1332,7 +1364,7 @@ def test_step_reports_what_it_did(script, case):
     if script is pix2pix:
         expected["d_loss"] /= 2
         expected["l1"] = (seen.fakes[0] - seen.real).abs().mean() / 2
-    if script in (dcgan_mnist, dcgan32_wgan_sn):
+    if script in (dcgan_mnist, dcgan32_wgan_sn, stylegan):
         drawn = seen.fakes[-1].detach()
         spread = [torch.pdist(images.flatten(1)).square().sum() for images in (drawn, seen.real)]
         expected["diversity"] = (spread[0] / spread[1]).sqrt()
@@ -1341,6 +1373,10 @@ def test_step_reports_what_it_did(script, case):
         (gradient,) = torch.autograd.grad(seen.second(drawn).sum(), drawn)
         expected["slope"] = gradient.flatten(1).norm(dim=1).mean()
         expected |= {"c_real": real.mean(), "c_fake": fake.mean()}
+    if script is stylegan:  # R1 in a third pass, of weight 1 here
+        x = seen.real.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(seen.second(x).sum(), x)
+        expected["r1"] = gradient.square().sum((1, 2, 3)).mean() / 2
     if script is wgan_gp:
         rounds = [seen.scores[3 * i : 3 * i + 3] for i in range(2)]
         norms = []
@@ -2945,6 +2981,399 @@ def test_cyclegan_glasses(script):
     for domain, some in ((test_a, names[0]), (test_b, names[1])):
         assert torch.equal(domain[5], faces[int(some[5])])
     assert not {*names[0]} & {*names[1]}
+
+
+# %% stylegan
+
+
+def test_stylegan_counts():
+    """At 1024 pixels what NVIDIA's code has, 26,219,627, less the 7,608 of to_rgb layers for growing."""
+    with torch.device("meta"):
+        assert count(stylegan.Generator(1024, 16, 512, 3, most=512)) == 26_212_019
+    for size, width, expected in ((64, 16, (476_851, 285_649)), (64, 32, (1_259_363, 1_140_129))):
+        generator = stylegan.Generator(size, width, channels=3)
+        assert (count(generator), count(stylegan.Discriminator(size, width, 3))) == expected
+        assert generator(torch.randn(2, 128)).shape == (2, 3, size, size)
+    assert (count(stylegan.Generator(channels=3)), count(stylegan.Discriminator(channels=3))) == (
+        897_891,
+        844_961,
+    )
+    assert count(stylegan.Generator(mapping_layers=0)) == 897_825 - 8 * (128 * 128 + 128)
+    assert count(stylegan.Generator(noise=False)) == 897_825 - 2 * (128 + 128 + 64 + 32)
+
+
+def test_stylegan_adain():
+    x, style = 3 * torch.randn(4, 5, 8, 8) + 2, torch.randn(4, 10)
+    scale, shift = style[:, :5], style[:, 5:]
+    y = stylegan.adain(x, style)
+    assert torch.allclose(y.mean((2, 3)), shift, atol=1e-5)
+    assert torch.allclose(y.std((2, 3), correction=0), (1 + scale).abs(), atol=1e-5)
+    assert torch.allclose(stylegan.adain(5 * x - 1, style), y, atol=1e-5)  # earlier contrast is wiped out
+    flat = torch.ones(4, 5, 8, 8) * torch.randn(4, 5, 1, 1)
+    assert torch.allclose(stylegan.adain(flat, style), shift[:, :, None, None].expand_as(x), atol=1e-3)
+    for layer in stylegan.Synthesis().layers:  # a style of zeros is neutral
+        assert not layer.style(torch.zeros(1, 128)).any()
+
+
+def test_stylegan_mapping():
+    """z counts by its direction alone; w is of the size of z, and depends on it, from the start."""
+    torch.manual_seed(0)
+    mapping, z = stylegan.Mapping(), torch.randn(1000, 128)
+    w = mapping(z)
+    assert torch.allclose(mapping(7 * z), w, atol=1e-5)
+    assert stylegan.Mapping(layers=0)(z).square().mean(1).sqrt() == pytest.approx(1, abs=1e-5)
+    assert w.square().mean().sqrt().item() == pytest.approx(1.2, abs=0.15)
+    assert w.std(0).mean().item() == pytest.approx(0.6, abs=0.1)
+
+
+def test_stylegan_rates_are_equalised():
+    """Stored weights are N(0, 1), used ones have a variance of gain^2 / inputs; the mapping learns slowly."""
+    torch.manual_seed(0)
+    generator, discriminator = stylegan.Generator(), stylegan.Discriminator()
+    layers = [m for m in [*generator.modules(), *discriminator.modules()] if hasattr(m, "scale")]
+    assert len(layers) == 8 + 7 + 8 + 1 + 1 + 6 + 1 + 2
+    quiet = [layer.style for layer in generator.synthesis.layers] + [generator.synthesis.to_rgb]
+    for layer in layers:
+        n, slow = layer.weight.numel(), layer in generator.mapping.layers
+        assert layer.weight.std().item() == pytest.approx(100 if slow else 1, rel=6 / math.sqrt(2 * n))
+        gain = 1 if layer in quiet or layer is discriminator.layers[-1] else math.sqrt(2)
+        x = torch.randn(2000, layer.weight.shape[1], *[3] * (layer.weight.ndim - 2))
+        middle = layer(x) if x.ndim == 2 else layer(x)[:, :, 1, 1]
+        assert middle.square().mean().sqrt().item() == pytest.approx(gain, rel=0.1)
+    # A step of Adam moves each stored weight by the rate: of the mapping's used weights a hundredth of that.
+    for layer, expected in ((generator.mapping.layers[0], 0.01), (discriminator.layers[-3], 1)):
+        before, optimizer = layer.weight.detach() * layer.scale, torch.optim.Adam(layer.parameters(), 0.002)
+        layer(torch.randn(4, layer.weight.shape[1])).square().sum().backward()
+        optimizer.step()
+        moved = (layer.weight.detach() * layer.scale - before).abs().max().item()
+        step = 0.002 * math.sqrt(2 / layer.weight.shape[1]) * expected
+        assert moved == pytest.approx(step, rel=0.03)
+        before = layer.bias.detach() * layer.lr_mul
+        assert before.abs().max().item() == pytest.approx(0.002 * expected, rel=0.01)
+
+
+def test_stylegan_resamples_smoothly():
+    """Up is bilinear, but for the border; down is [1, 3, 3, 1] / 8; both in float64."""
+    x, blur = torch.randn(2, 3, 8, 8, dtype=torch.float64), stylegan.Blur().double()
+    weight = torch.randn(5, 3, 3, 3, dtype=torch.float64)
+    conv = functools.partial(nn.functional.conv2d, weight=weight, padding=1)
+    ours = blur(conv(nn.Upsample(scale_factor=2)(x)))
+    theirs = conv(nn.functional.interpolate(x, scale_factor=2, mode="bilinear"))
+    assert torch.allclose(ours[:, :, 2:-2, 2:-2], theirs[:, :, 2:-2, 2:-2], atol=1e-12)
+    row = torch.tensor([1.0, 3, 3, 1], dtype=torch.float64) / 8
+    kernel = (row * row[:, None]).expand(3, 1, 4, 4)
+    expected = nn.functional.conv2d(x, kernel, stride=2, padding=1, groups=3)
+    assert torch.allclose(nn.AvgPool2d(2)(blur(x)), expected, atol=1e-12)
+    assert [type(m) for m in stylegan.Discriminator().layers[4:6]] == [stylegan.Blur, nn.AvgPool2d]
+    blurred = [isinstance(layer.blur, stylegan.Blur) for layer in stylegan.Synthesis().layers]
+    assert blurred == [False, False, True, False, True, False, True, False]
+
+
+def test_stylegan_discriminator_compares_a_group():
+    group = stylegan.GroupDeviation()
+    x = torch.ones(8, 2, 3, 3)
+    x[2:4], x[6:] = -1, -1  # the group of image 0 is 0, 2, 4 and 6
+    assert torch.allclose(group(x)[:, 2], torch.ones(8, 3, 3))
+    assert torch.equal(group(x)[:, :2], x)
+    x[1::2] = 5  # the other group: all the same
+    assert torch.allclose(group(x)[::2, 2], torch.ones(4, 3, 3))
+    assert torch.allclose(group(x)[1::2, 2], torch.full((4, 3, 3), 1e-4))
+    deviation = group(y := torch.randn(6, 2, 3, 3))[:, 2, 0, 0]  # groups of three
+    expected = (y[::2].var(0, correction=0) + 1e-8).sqrt().mean()
+    assert torch.allclose(deviation[::2], expected.expand(3))
+    assert group(y[:1]).shape == (1, 3, 3, 3)
+    assert group(torch.full((1, 1, 4, 4), 7.0))[0, 1, 0, 0].item() == pytest.approx(1e-4)
+
+
+def test_stylegan_r1_by_hand():
+    a, x = torch.randn(1, 2, 4, 4), torch.randn(6, 2, 4, 4)
+    linear = lambda images: (images * a).sum((1, 2, 3))[:, None]  # noqa: E731
+    assert stylegan.r1_penalty(linear, x).item() == pytest.approx(a.square().sum().item(), rel=1e-5)
+    bowl = lambda images: 3 * images.square().sum((1, 2, 3))[:, None] / 2  # noqa: E731
+    expected = 9 * x.square().sum((1, 2, 3)).mean().item()
+    assert stylegan.r1_penalty(bowl, x).item() == pytest.approx(expected, rel=1e-5)
+    discriminator = stylegan.Discriminator(32, 8)
+    stylegan.r1_penalty(discriminator, torch.randn(4, 1, 32, 32)).backward()
+    # Biases that only LeakyReLUs follow do not change a slope.
+    assert all(p.grad.any() for name, p in discriminator.named_parameters() if "weight" in name)
+
+
+def test_stylegan_average_of_generators():
+    old, new = stylegan.Generator(width=8, latent_dim=16), stylegan.Generator(width=8, latent_dim=16)
+    ema, new.w_avg = copy.deepcopy(old), torch.randn(16)
+    for _ in range(10):
+        stylegan.average(ema, new, 0.9)
+    for mean, first, last in zip(ema.parameters(), old.parameters(), new.parameters()):
+        assert torch.allclose(mean, 0.9**10 * first + (1 - 0.9**10) * last, atol=1e-5)
+    assert_same_bits(dict(ema.named_buffers()), dict(new.named_buffers()))
+
+
+def test_stylegan_mixes_from_a_random_layer_on():
+    torch.manual_seed(0)
+    w1, w2 = torch.zeros(20_000, 1), torch.ones(20_000, 1)
+    ws = stylegan.mix(w1, w2, 8, 0.9)
+    assert ws.shape == (20_000, 8, 1)
+    assert (ws.diff(dim=1) >= 0).all()  # w1 first
+    cuts = torch.bincount(8 - ws.sum((1, 2)).long(), minlength=9)
+    assert cuts[0] == 0  # the first layer always has w1
+    assert cuts[8].item() == pytest.approx(2000, abs=4 * math.sqrt(1800))  # these are not mixed
+    expected = 18_000 / 7
+    assert ((cuts[1:8] - expected) ** 2 / expected).sum() < 22.5  # chi-square of 6 degrees: 0.1%
+    assert torch.equal(stylegan.mix(w1, w2, 8, 0.0), torch.zeros(20_000, 8, 1))
+    assert stylegan.mix(w1, w2, 8, 1.0)[:, 7].all()
+
+
+def test_stylegan_noise():
+    """Fresh for each image, layer and step in training; always the same in eval mode; silent at first."""
+    torch.manual_seed(0)
+    synthesis, drawn = stylegan.Synthesis(width=8, latent_dim=16), []
+    ws = torch.randn(1, 8, 16).expand(2, -1, -1)
+    assert torch.equal(*synthesis(ws))  # strengths are 0
+    for layer in synthesis.layers:
+        layer.strength.data.fill_(1)
+    original = torch.randn
+    with mock.patch.object(
+        stylegan.torch, "randn", lambda *a, **k: (drawn.append(original(*a, **k)), drawn[-1])[1]
+    ):
+        first, second = synthesis(ws)
+    assert not torch.equal(first, second)
+    assert [noise.shape for noise in drawn] == [(2, 1, side, side) for side in (4, 4, 8, 8, 16, 16, 32, 32)]
+    assert len({noise.flatten()[0].item() for noise in drawn}) == 8
+    assert not torch.equal(synthesis(ws)[0], first)
+    first, second = synthesis.eval()(ws)
+    assert torch.equal(first, second)
+    assert torch.equal(synthesis(ws)[0], first)
+    bare = stylegan.Synthesis(width=8, latent_dim=16, noise=False)
+    assert torch.equal(*bare(ws))
+
+
+def test_stylegan_truncation():
+    torch.manual_seed(0)
+    generator = stylegan.Generator(width=8, latent_dim=16).eval()
+    generator.w_avg.copy_(torch.randn(16))
+    z, ones = torch.randn(3, 16), torch.ones(3, 1)
+    assert torch.allclose(generator(z, ones), generator(z), atol=1e-4)
+    average = generator.synthesis(generator.spread(generator.w_avg[None]))
+    assert torch.allclose(generator(z, 0 * ones), average.expand(3, -1, -1, -1), atol=1e-4)
+    w = generator.mapping(z)
+    half = generator.spread(generator.w_avg + 0.5 * (w - generator.w_avg))
+    assert torch.allclose(generator(z, ones / 2), generator.synthesis(half), atol=1e-4)
+
+
+def test_stylegan_samples_are_cut_to_what_a_pixel_can_be():
+    generator = stylegan.Generator(width=8, latent_dim=16)
+    generator.synthesis.to_rgb.bias.data.fill_(9.0)
+    assert generator(torch.randn(2, 16)).min() > 1.5  # in training there is no bound
+    assert (stylegan.sample(generator, torch.randn(2, 16)) == 255).all()  # and not 9 * 127 modulo 256
+
+
+class Flat:
+    """A generator whose images are A w, and whose w is A z."""
+
+    def __init__(self, matrix, mapping):
+        self.w_avg, self.latent_dim, self.mapping = torch.zeros(1, dtype=torch.float64), 128, mapping
+        self.spread, self.synthesis = lambda w: w, lambda w: w @ matrix.T
+
+
+def test_stylegan_path_lengths_in_closed_form():
+    """Of a linear g: E|A (w2 - w1)|^2 = 2 |A|^2. Of z on its sphere: d E[angle^2]."""
+    torch.manual_seed(0)
+    matrix = torch.randn(5, 128, dtype=torch.float64) / 4
+    scaled = stylegan.Mapping(layers=0)
+    flat = Flat(matrix, lambda z: z)
+    lengths = stylegan.path_lengths(flat, lambda x: x, "w", 20_000, 1e-4)
+    assert lengths.shape == (20_000,)
+    assert lengths.mean().item() == pytest.approx(2 * matrix.square().sum().item(), rel=0.02)
+    sphere = Flat(torch.eye(128, dtype=torch.float64), scaled)
+    for ends in (False, True):
+        lengths = stylegan.path_lengths(sphere, lambda x: x, "z", 20_000, 1e-4, ends)
+        assert lengths.mean().item() == pytest.approx(128 * (math.pi**2 / 4 + 1 / 128), rel=0.01)
+    # Where on the path: of |w|^2, which changes at the rate 2 w (w2 - w1), the ends show.
+    square = lambda x: x.square().sum(1, keepdim=True)  # noqa: E731
+    whole = Flat(torch.eye(128, dtype=torch.float64), lambda z: z)
+    inside, at_end = (
+        stylegan.path_lengths(whole, square, "w", 20_000, 1e-6, ends).mean().item() for ends in (0, 1)
+    )
+    # 4 E[(w1 (w2 - w1))^2] = 4 (d^2 + 3 d) at the end; over t it averages (1 - 2t)^2 to a third.
+    assert at_end == pytest.approx(4 * (128**2 + 3 * 128), rel=0.03)
+    assert inside < at_end / 2
+
+
+def test_stylegan_share_of_z():
+    torch.manual_seed(0)
+    generator = stylegan.Generator(width=8, latent_dim=16)
+    with torch.no_grad():
+        assert stylegan.share_of_z(generator) == pytest.approx(1, abs=1e-6)  # strengths are 0
+        for layer in generator.synthesis.layers:
+            layer.strength.fill_(1)
+        assert 0 < stylegan.share_of_z(generator) < 0.99
+        for layer in generator.synthesis.layers:
+            layer.style.weight.zero_()  # now all images have the same style
+        assert abs(stylegan.share_of_z(generator)) < 0.1
+        # Of a + b, with variances of 3 by z and 1 by noise, three quarters are z's.
+        made = types.SimpleNamespace(
+            w_avg=torch.zeros(1), latent_dim=1, mapping=lambda z: z, spread=lambda w: w
+        )
+        pixels = lambda ws: (3**0.5 * ws.view(-1, 1, 1, 1) + torch.randn(len(ws), 1, 9, 9)) / 20  # noqa: E731
+        made.synthesis = type("", (), {"train": lambda self: None, "__call__": lambda self, ws: pixels(ws)})()
+        assert stylegan.share_of_z(made, 2000) == pytest.approx(0.75, abs=0.02)
+
+
+def test_stylegan_mapping_and_penalty_stay_in_fp32(script):
+    args = script.parse_args(["--device", "cpu", "--precision", "bf16", "--width", "8", "--dataset", "mnist"])
+    script.fill_in(args)
+    args.channels, kinds = 1, {"mapping": [], "synthesis": [], "second": []}
+    generator, second = script.build(args), script.place(script.Discriminator(32, 8), args)
+    for name, layer in (
+        ("mapping", generator.mapping.layers[0]),
+        ("synthesis", generator.synthesis.to_rgb),
+        ("second", second.layers[0]),
+    ):
+        layer.register_forward_hook(lambda module, inputs, out, name=name: kinds[name].append(out.dtype))
+    ema = copy.deepcopy(generator).requires_grad_(False)
+    recorders = Recorder(generator, generator, second), Recorder(second, generator, second)
+    torch.manual_seed(0)
+    real = torch.randn(4, 1, 32, 32)
+    metrics = script.train_step(generator, second, ema, *recorders, real, 0.9, 1.0, 0.99)
+    low, high = torch.bfloat16, torch.float32
+    assert kinds == {"mapping": [high], "synthesis": [low], "second": [low, low, high, low]}
+    with script.fp32():
+        expected = script.r1_penalty(second, real) / 2
+    assert torch.equal(metrics["r1"], expected.detach())
+    assert {value.dtype for value in metrics.values()} == {high}
+
+
+def test_stylegan_step_averages_styles_and_weights():
+    seen = one_round(stylegan)
+    torch.manual_seed(1)
+    w1 = seen.generator.mapping(torch.randn(16, 128))[:8]
+    assert torch.allclose(seen.generator.w_avg, 0.005 * w1.mean(0), atol=1e-6)  # it was 0
+    assert torch.equal(seen.ema.w_avg, seen.generator.w_avg)
+    without = one_round(stylegan, r1_weight=0.0)
+    assert without.metrics["r1"] == 0
+    assert len(without.scores) == 3  # real, fake, and for the generator
+    assert len(seen.scores) == 4
+    # Each step of the average goes 1 - ema_decay of the way.
+    torch.manual_seed(0)
+    ema = stylegan.Generator()
+    far = one_round(stylegan, ema=copy.deepcopy(ema).requires_grad_(False), ema_decay=0.75)
+    name = "synthesis.constant"
+    start, now, end = (dict(x.named_parameters())[name] for x in (ema, far.ema, far.generator))
+    assert torch.allclose(now, 0.75 * start + 0.25 * end, atol=1e-6)
+
+
+def test_stylegan_penalty_in_every_tenth_step(script, small, tmp_path, monkeypatch):
+    calls = spy(monkeypatch, script, "train_step")
+    flags = [*small, "--r1-weight", "0.3", "--ema-images", "16", "--out-dir", str(tmp_path / "run")]
+    script.main([*flags, "--epochs", "2", "--mixing", "0.25"])
+    mixing, r1_weight, decay = zip(*(args[6:] for args in calls))
+    assert set(mixing) == {0.25}
+    assert r1_weight == (0.3 * 10, *[0.0] * 9, 0.3 * 10, 0.0)
+    assert decay[0] ** 4 == pytest.approx(0.5)  # 16 images are four steps
+    r1 = read(tmp_path / "run" / "checkpoint.pt")["history"][:, script.METRICS.index("r1")]
+    assert [value > 0 for value in r1.tolist()] == [True, *[False] * 9, True, False]
+
+
+@pytest.mark.parametrize(("size", "gamma"), [(32, 0.1), (64, 0.4), (128, 1.6)])
+def test_stylegan_penalty_grows_with_the_pixels(size, gamma):
+    args = stylegan.parse_args(["--image-size", str(size)])
+    stylegan.fill_in(args)
+    assert args.r1_weight == pytest.approx(gamma)
+
+
+def test_stylegan_pictures_show_what_they_say(script, tmp_path):
+    """interpolation: pairs of rows with the same ends; mixing: styles of A, some from B; truncation: psi."""
+    torch.manual_seed(0)
+    ema = script.Generator(width=8, latent_dim=16)
+    for layer in ema.synthesis.layers:
+        layer.strength.data.fill_(0.1)
+    ema.w_avg.copy_(0.1 * torch.randn(16))
+    z = torch.randn(64, 16)
+    script.draw_styles(ema, z, tmp_path, types.SimpleNamespace(channels=1))
+    plain = script.sample(ema, z)
+
+    def cells(name):
+        with Image.open(tmp_path / f"{name}.png") as image:
+            pixels = torch.from_numpy(np.array(image))[2:, 2:]
+        return pixels.unfold(0, 32, 34).unfold(1, 32, 34)  # rows, columns, 32, 32
+
+    walks = cells("interpolation")
+    for pair in range(4):
+        for row in (2 * pair, 2 * pair + 1):
+            for column, number in ((0, 2 * pair), (9, 2 * pair + 1)):
+                assert (walks[row, column].int() - plain[number, 0].int()).abs().max() <= 1
+        assert not torch.equal(walks[2 * pair, 4], walks[2 * pair + 1, 4])
+    w = ema.mapping(z)
+    middle = script.sample(ema.synthesis, ema.spread(torch.lerp(w[:1], w[1:2], 4 / 9)))[0, 0]
+    assert (walks[1, 4].int() - middle.int()).abs().max() <= 1
+    mixing = cells("mixing")
+    assert not mixing[0, 0].any()
+    for k in range(6):
+        assert (mixing[k + 1, 0].int() - plain[k, 0].int()).abs().max() <= 1
+        assert (mixing[0, k + 1].int() - plain[6 + k, 0].int()).abs().max() <= 1
+        ws = ema.spread(w[k : k + 1]).clone()
+        layers = [slice(0, 4), slice(4, 6), slice(6, 8)][k // 2]  # 4 and 8; 16; 32 pixels
+        ws[:, layers] = w[8]
+        expected = script.sample(ema.synthesis, ws.detach())[0, 0]
+        assert (mixing[k + 1, 3].int() - expected.int()).abs().max() <= 1
+    truncated = cells("truncation")
+    average = script.sample(ema.synthesis, ema.spread(ema.w_avg[None]))[0, 0]
+    for row in range(6):
+        assert (truncated[row, 0].int() - plain[row, 0].int()).abs().max() <= 1
+        assert (truncated[row, 4].int() - average.int()).abs().max() <= 1
+        opposite = script.sample(ema, z[row : row + 1], torch.tensor([[-1.0]]))[0, 0]
+        assert (truncated[row, 6].int() - opposite.int()).abs().max() <= 1
+
+
+def test_stylegan_generates_with_truncation(script, whole, tmp_path):
+    argv = ["--checkpoint", str(whole.folder / "checkpoint.pt"), "--generate", "4"]
+    for psi in ("0", "1"):
+        script.main([*argv, "--truncation", psi, "--out-dir", str(tmp_path / psi)])
+    script.main([*argv, "--out-dir", str(tmp_path / "plain")])
+    assert len({*snapshot(tmp_path / "0").values()}) == 1  # all are the average image
+    assert snapshot(tmp_path / "1") == snapshot(tmp_path / "plain")
+    # The images are of the average, not of the generator itself.
+    checkpoint = read(whole.folder / "checkpoint.pt")
+    ema = script.Generator(width=8, latent_dim=16)
+    ema.load_state_dict(checkpoint["ema"])
+    script.reseed(42, "generate")
+    expected = script.sample(ema, torch.randn(256, 16))[0, 0].numpy()
+    assert np.abs(np.array(Image.open(tmp_path / "plain" / "00000.png"), int) - expected).max() <= 1
+    assert not torch.equal(
+        checkpoint["ema"]["synthesis.constant"], checkpoint["generator"]["synthesis.constant"]
+    )
+
+
+def test_stylegan_images_of_other_sizes(script, tmp_path, monkeypatch, capsys):
+    faces = script.read_images("faces", ROOT / "data", 32)
+    assert faces.shape[1:] == (3, 32, 32)
+    whole = script.read_images("faces", ROOT / "data", 64)
+    assert (faces[0].float() - nn.functional.avg_pool2d(whole[0].float(), 2)).abs().mean() < 6
+    digits = script.read_images("mnist", ROOT / "data", 32)
+    assert torch.equal(digits[5, 0, 2:-2, 2:-2], torchvision.datasets.MNIST(ROOT / "data").data[5])
+    assert script.read_images("mnist", ROOT / "data", 64).shape == (60000, 1, 64, 64)
+    fails(script, ["--dataset", "celeba", "--data-dir", tmp_path], capsys, "--data-dir", "img_align_celeba")
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    for number in range(8):
+        Image.new("RGB", (90, 70), (30 * number, 99, 0)).save(f"pictures/{number}.png")
+    flags = [
+        "--dataset",
+        "folder",
+        "--data-dir",
+        "pictures",
+        "--width",
+        "4",
+        "--latent-dim",
+        "8",
+        "--device",
+        "cpu",
+    ]
+    script.main([*flags, "--batch-size", "4", "--epochs", "1", "--image-size", "128", "--out-dir", "run"])
+    with Image.open("run/mixing.png") as image:
+        assert (image.size, image.mode) == ((7 * 130 + 2, 7 * 130 + 2), "RGB")
+    settings = read("run/checkpoint.pt")["settings"]
+    assert (settings["image_size"], settings["r1_weight"]) == (128, pytest.approx(1.6))
 
 
 # %% fid
