@@ -71,7 +71,7 @@ def add_flags(add):
     add("--mapping-layers", type=int, default=8, help="layers from z to w; 0: w is z, scaled")
     add("--mixing", type=float, default=0.9, help="share of training images that are made of two w; 0: none")
     add("--no-noise", action="store_true", help="no noise in the layers")
-    gamma = "gamma, the weight of R1; None: 0.1 at 32 pixels, growing with the square of --image-size"
+    gamma = "gamma, the weight of R1; None: 10 at 32 pixels, growing with the square of --image-size"
     add("--r1-weight", type=float, help=gamma)
     add("--r1-every", type=int, default=10, metavar="K", help="R1 in each Kth step, K times as strong")
     add("--ema-images", type=int, default=10000, help="images until an old generator has half its weight")
@@ -150,7 +150,7 @@ class Blur(nn.Module):
 
 
 def adain(x, style):
-    """Equation 1: maps x (N, C, H, W) with the means and the contrasts of a style (N, 2C), fit to be learned.
+    """Equation 1: maps x (N, C, H, W), given the means and the contrasts that a style (N, 2C) asks for.
 
     The first half of the style plus 1 is the standard deviation of each map, the second half its mean.
     """
@@ -552,7 +552,7 @@ def fill_in(args):
         fail(f"--image-size: {args.image_size} is not 32, 64, 128 or 256; give one of these")
     args.epochs = args.epochs or (30 if args.dataset == "faces" else 5)
     if args.r1_weight is None:
-        args.r1_weight = 0.1 * (args.image_size / 32) ** 2
+        args.r1_weight = 10.0 * (args.image_size / 32) ** 2
     if args.mixing > 1:
         fail(f"--mixing: {args.mixing} is a share of the images; give a number from 0 to 1")
     if args.truncation is not None:
