@@ -20,7 +20,8 @@ and measured as fid.py --features classifier does, against the test set (made 64
     diversity       root mean square distance of two samples, over that of two test images
 
 results/NAME.csv has these for each setting, seed and step, and the means over the 100 steps before of what
-the script reports; of pix2pix.py and cyclegan.py also what they measure on 1,000 test images. Seconds are
+the script reports; of pix2pix.py and cyclegan.py also what they measure on 1,000 test images, of stylegan.py
+also what the functions entanglement, influence and mixed do. Seconds are
 those of training alone, on the CPU those of its one core. The plot assets/claim_NAME.png shows the distance,
 or what else the claim is about, over the training, and samples of the first seed; if NAME is that of a
 script, claim_NAME_losses.png is the plot of losses that the script made. While runs/claims is there, what was
@@ -31,6 +32,7 @@ number of cores.
 
 import argparse
 import contextlib
+import copy
 import csv
 import importlib
 import io
@@ -52,6 +54,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
@@ -191,6 +194,10 @@ AHEAD = "--lr-d 2e-3 --lr-g 2e-5"
 DCGAN_AHEAD = "--lr-d 2e-3 --lr-g 1e-5"
 P2P = Setting("L1 and GAN", "pix2pix", (625, 1250, 1875), f"--epochs 1 {BF16}")
 TRANSLATED = "error", "evidence", "sharpness", "class_accuracy", "precision", "recall"
+STYLE = Setting("5 epochs", "stylegan", epochs(1875, 1, 2, 3, 4, 5), BF16)
+STYLE_FASHION = Setting("garments", "stylegan", (9375,), f"--dataset fashion_mnist {BF16}")
+TRUNCATED = "distance", "precision", "recall", "confidence"
+PSI = 0.7, 0.4
 CYCLE = Setting("cycle 10", "cyclegan", (625, 1250, 1875), f"--epochs 1 {BF16}")
 AFTER = tuple(LAST + steps for steps in (0, 10, 20, 50, 100, 200, 500, 1000))
 CLAIMS = {
@@ -424,6 +431,48 @@ CLAIMS = {
         TRANSLATED,
         "seconds",
     ),
+    "stylegan": Claim(
+        "stylegan.py, the run of full length",
+        (STYLE,),
+        ("precision", "recall", "classes", "confidence", "z_share", "path_z", "path_w"),
+        seeds=SEEDS[:1],
+    ),
+    "style-w": Claim(
+        "StyleGAN: W is less entangled than Z, because of the mapping",
+        (
+            STYLE.until(3750, "8 layers"),
+            other(STYLE, "none", "--mapping-layers 0", 3750),
+        ),
+        ("path_z", "path_w", "linear_z", "linear_w", "recall"),
+    ),
+    "style-coarse-fine": Claim(
+        "StyleGAN: styles of low resolution decide the shape, those of high resolution the surface",
+        (replace(STYLE, label="digits"), STYLE_FASHION),
+        tuple(f"{name}_{side}" for name in ("class", "slant", "ink") for side in (4, 8, 16, 32)),
+        seeds=SEEDS[:1],
+    ),
+    "truncation": Claim(
+        "StyleGAN: a smaller psi trades variety for quality",
+        (STYLE,),
+        ("precision", "recall", "confidence")
+        + tuple(f"{name} at {psi}" for psi in PSI for name in TRUNCATED),
+        seeds=SEEDS[:1],
+    ),
+    "r1": Claim(
+        "StyleGAN: the weight of R1 matters",
+        (
+            other(STYLE, "0.1", "--r1-weight 0.1", 1875),
+            other(STYLE, "1", "--r1-weight 1", 1875),
+            STYLE.until(1875, "10"),
+            other(STYLE, "100", "--r1-weight 100", 1875),
+        ),
+        ("classes", "precision", "recall", "diversity"),
+    ),
+    "style-mixing": Claim(
+        "StyleGAN: images of two styles in training make styles exchangeable",
+        (STYLE.until(3750, "mixing 0.9"), other(STYLE, "no mixing", "--mixing 0", 3750)),
+        ("distance of mixed", "recall", "path_w"),
+    ),
     "hidden": Claim(
         "CycleGAN: a translation hides what it takes to undo it",
         (replace(CYCLE, label="outline"), other(CYCLE, "mosaic", "--task mosaic --epochs 1")),
@@ -435,8 +484,11 @@ CLAIMS = {
 # %% Training and measuring
 
 
-def generated(script, checkpoint, count, device):
-    """What --generate would write: uint8 images (N, C, H, W), and for cgan.py their classes (N,), or None."""
+def generated(script, checkpoint, count, device, psi=None):
+    """What --generate would write: uint8 images (N, C, H, W), and for cgan.py their classes (N,), or None.
+
+    `psi` is the truncation of stylegan.py.
+    """
     images, folders = [], []
 
     class Kept:
@@ -448,20 +500,29 @@ def generated(script, checkpoint, count, device):
 
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(script, "to_pil_image", Kept):
         flags = ["--checkpoint", str(checkpoint), "--out-dir", f"{folder}/images", "--device", device]
+        flags += ["--truncation", str(psi)] if psi is not None else []
         script.main(["--generate", str(count), *flags])
     labels = torch.tensor([int(name) for name in folders]) if {*folders} <= {*"0123456789"} else None
     return torch.stack(images), labels
 
 
 class Judge(fid.Judge):
-    """Measures samples as fid.py does, and counts their classes."""
+    """Measures samples as fid.py does, and counts their classes; `names` are those of what it classifies."""
+
+    @property
+    def names(self):
+        if self.args.dataset != "faces":
+            return ["class"]
+        with open(Path("data/faces/train.csv")) as table:
+            return table.readline().strip().split(",")[1:]
 
     def __call__(self, images, labels):
         """The distance and the other figures of uint8 images (N, C, H, W) and their classes, or None."""
         result = fid.compare(self.reference, self.measure("samples", images, labels), self.args)
         row = {"distance": result["frechet_distance"]}
         row |= {name: result[name] for name in ("precision", "recall")}
-        row |= {name: result[name][1] for name in ("classes", "entropy", "confidence", "class_accuracy")}
+        for name in ("classes", "entropy", "confidence", "class_accuracy"):
+            row |= {name: result[name][1]} if name in result else {}  # faces have many attributes
         fake, real = (self.network.prepare(x).var(0, correction=0).sum() for x in (images, self.real))
         return row | {"diversity": (fake / real).sqrt().item()}
 
@@ -482,6 +543,105 @@ def hidden(script, checkpoint, device):
         noisy = (given + 0.05 * 255 * torch.randn(given.shape)).round().clamp(0, 255).byte()
         errors[f"{name}_noisy"] = script.difference(script.translate(generator["ab"], noisy, args), b)
     return errors
+
+
+def averaged(script, checkpoint, device):
+    """The averaged generator in a checkpoint of stylegan.py, in eval mode and fp32."""
+    args = script.parse_args(["--generate", "1", "--checkpoint", str(checkpoint), "--device", device])
+    generator = script.build(argparse.Namespace(**vars(args) | {"precision": "fp32"}))
+    script.load_checkpoint(checkpoint, ema=generator)
+    return generator.eval()
+
+
+@torch.no_grad()
+def entanglement(script, generator, network, pairs=2000, count=10_000):
+    """How straight the spaces Z and W of a StyleGAN generator are, for a classifier `network` of fid.py.
+
+    path_z, path_w: the median length of small steps on 2,000 paths in features of length 1, epsilon 1e-4, in
+    float64 (Karras et al. 2018, section 4.1, where the features are VGG's). linear_z, linear_w: how often a
+    ridge regression on z (each of length 1), or on w, tells the class that the classifier sees; fitted to the
+    first half of 10,000 samples, tested on the second.
+    """
+    device, found = generator.w_avg.device, {}
+    exact, layers = copy.deepcopy(generator).double(), copy.deepcopy(network.layers).double()
+
+    def features(images):
+        images = (images + 1) / 2
+        return F.normalize(layers(images[:, :, 2:-2, 2:-2] if images.shape[-1] == 32 else images))
+
+    for space in ("z", "w"):
+        script.reseed("path", space)
+        lengths = script.path_lengths(exact, features, space, pairs, 1e-4)
+        low, high = lengths.quantile(lengths.new_tensor([0.01, 0.99]))
+        found[f"path_{space}"] = lengths[(lengths >= low) & (lengths <= high)].mean().item()
+    script.reseed("linear")
+    z = torch.randn(count, generator.latent_dim).to(device)
+    images = script.sample(generator, z).to(device)
+    logits = torch.cat([network(network.prepare(part))[1] for part in images.split(500)])
+    classes, half = logits.argmax(1), count // 2
+    for space, x in (("z", F.normalize(z)), ("w", generator.mapping(z))):
+        x = torch.cat([x, torch.ones_like(x[:, :1])], 1).double()
+        ridge = x[:half].T @ x[:half] + 1e-3 * half * torch.eye(x.shape[1], dtype=x.dtype, device=device)
+        weight = torch.linalg.solve(ridge, x[:half].T @ F.one_hot(classes[:half]).double())
+        right = (x[half:] @ weight).argmax(1) == classes[half:]
+        found[f"linear_{space}"] = right.double().mean().item()
+    return found
+
+
+@torch.no_grad()
+def mixed(script, generator, count):
+    """uint8 images (N, C, H, W) of three styles each, that change at random layers."""
+    script.reseed("mixed")
+    device, layers = generator.w_avg.device, len(generator.synthesis.layers)
+    ws = generator.mapping(torch.randn(3 * count, generator.latent_dim).to(device)).unflatten(0, (3, count))
+    cuts = torch.randint(1, layers, (2, count, 1)).to(device)
+    which = (torch.arange(layers, device=device) >= cuts).sum(0)  # (N, layers): 0, 1 or 2
+    return script.sample(generator.synthesis, ws[which, torch.arange(count, device=device)[:, None]])
+
+
+@torch.no_grad()
+def influence(script, generator, network, names, pairs=1000):
+    """How much of what two images differ in comes with the styles of one resolution.
+
+    Of pairs of styles w1, w2, the layers of one resolution get w2, the others keep w1. The figure hair_16,
+    for example, is how often the classifier then sees other hair than with w1 alone, over how often it does
+    with w2 alone. `names` are the attributes that it knows. Of digits and garments there are also ink, their
+    brightness, and slant, their skew: for these, mean differences are compared.
+    """
+    script.reseed("influence")
+    z = torch.randn(2 * pairs, generator.latent_dim).to(generator.w_avg.device)
+    w1, w2 = generator.mapping(z).chunk(2)
+    sides = torch.tensor([layer.noise.shape[-1] for layer in generator.synthesis.layers], device=w1.device)
+    first, second = generator.spread(w1), generator.spread(w2)
+
+    def attributes(ws):
+        images = script.sample(generator.synthesis, ws).to(w1.device)
+        prepared = network.prepare(images)
+        logits = torch.cat([network(part)[1] for part in prepared.split(500)])
+        parts = logits.split(getattr(network, "classes", [logits.shape[1]]), 1)
+        seen = {name: part.argmax(1) for name, part in zip(names, parts)}
+        if names == ["class"]:
+            light = prepared[:, 0].double() + 1e-9
+            y, x = (torch.arange(28, device=w1.device) - 13.5 for _ in "yx")
+            mass = light.sum((1, 2))
+            dy = y - (light.sum(2) @ y.double() / mass)[:, None]
+            dx = x - (light.sum(1) @ x.double() / mass)[:, None]
+            skew = torch.einsum("nyx,ny,nx->n", light, dy, dx) / torch.einsum("nyx,ny->n", light, dy**2)
+            seen |= {"ink": mass, "slant": skew}
+        return seen
+
+    def apart(one, two):
+        pairs = {name: (one[name], two[name]) for name in one}
+        counted = {name: x != y for name, (x, y) in pairs.items() if name in names}
+        measured = {name: (x - y).abs() for name, (x, y) in pairs.items() if name not in names}
+        return {name: x.double().mean() for name, x in (counted | measured).items()}
+
+    start, found = attributes(first), {}
+    whole = apart(start, attributes(second))
+    for side in sides.unique().tolist():
+        part = apart(start, attributes(torch.where((sides == side)[:, None], second, first)))
+        found |= {f"{name}_{side}": (part[name] / whole[name]).item() for name in part}
+    return found
 
 
 def picture(folder, step):
@@ -543,6 +703,15 @@ def follow(setting, seed, home, samples, device):
                 row |= {k: v for test in tests for k, v in zip(script.DISTANCES, test[1:]) if v == v}
                 if setting.script == "cyclegan":
                     row |= hidden(script, folder / "checkpoint.pt", device)
+                if setting.script == "stylegan":
+                    generator = averaged(script, folder / "checkpoint.pt", device)
+                    row |= entanglement(script, generator, judge.network)
+                    row |= influence(script, generator, judge.network, judge.names)
+                    row["distance of mixed"] = judge(mixed(script, generator, samples), None)["distance"]
+                    for psi in PSI:
+                        less, _ = generated(script, folder / "checkpoint.pt", samples, device, psi)
+                        found = judge(less, None)
+                        row |= {f"{key} at {psi}": found[key] for key in TRUNCATED if key in found}
                 row |= judge(images, labels)  # its diversity replaces that of batches in training
         rows.append(row)
         notes.write_text(json.dumps(rows, indent=1) + "\n")

@@ -4261,6 +4261,86 @@ def test_claims_find_what_a_translation_hides():
     assert shows["a2b_noisy"] == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.fixture
+def styled():
+    """An untrained generator of stylegan.py, and a classifier of digits that is just as untrained."""
+    torch.manual_seed(0)
+    generator = stylegan.Generator(width=8, latent_dim=16).eval()
+    return generator, fid.Classifier().eval()
+
+
+def test_claims_measure_how_straight_the_spaces_of_styles_are(styled):
+    """With no mapping, W is the sphere of Z; classes that are linear in w are told from w, and not from z."""
+    generator, network = styled
+    w = generator.mapping(torch.randn(5000, 16))
+    bare = stylegan.Generator(width=8, latent_dim=16, mapping_layers=0).eval()
+    found = claims.entanglement(stylegan, bare, network, 400, 600)
+    assert found["linear_z"] == pytest.approx(found["linear_w"], abs=0.01)  # the same directions
+
+    class Told(nn.Module):
+        """Sees which of the first three components of w is the largest, in images that show w."""
+
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 4))
+        prepare = fid.Classifier.prepare
+
+        def forward(self, x):
+            return None, x[:, 0, 0, :3]
+
+    scale = 4 * w.std(0)[:3]
+
+    class Shows(nn.Module):
+        def forward(self, ws):
+            images = torch.zeros(len(ws), 1, 32, 32, dtype=ws.dtype)
+            images[:, 0, 2, 2:5] = (ws[:, 0, :3] - w.mean(0)[:3].to(ws)) / scale.to(ws)
+            return images.clamp(-1, 1)
+
+    generator.synthesis = Shows()
+    generator.spread = lambda w: w[:, None]
+    found = claims.entanglement(stylegan, generator, Told(), 50, 2000)
+    assert found["linear_w"] > 0.9
+    assert found["linear_w"] > found["linear_z"] + 0.03
+
+
+def test_claims_measure_what_a_resolution_decides(styled):
+    """Here the styles at 4 decide the brightness, and those at 8 and 16 the slant by halves."""
+    generator, network = styled
+    sides = [layer.noise.shape[-1] for layer in generator.synthesis.layers]
+
+    class Draws(nn.Module):
+        layers = generator.synthesis.layers
+
+        def forward(self, ws):
+            by = {side: torch.tanh(4 * ws[:, sides.index(side), 0]) for side in (4, 8, 16)}
+            lean = (by[8] + by[16])[:, None, None]
+            y, x = torch.meshgrid(torch.arange(32.0) - 15.5, torch.arange(32.0) - 15.5, indexing="ij")
+            stroke = torch.exp(-((x - lean * y / 4) ** 2) / 8) * (y.abs() < 8)
+            return (stroke * (1.5 + by[4][:, None, None]) * 0.8 - 1)[:, None]
+
+    generator.synthesis = Draws()
+    found = claims.influence(stylegan, generator, network, ["class"], 200)
+    assert found["ink_4"] == pytest.approx(1, abs=0.02)
+    assert found["ink_32"] == found["slant_32"] == 0
+    assert found["slant_4"] < 0.1
+    assert 0.3 < found["slant_8"] < 0.9
+    assert 0.3 < found["slant_16"] < 0.9
+    assert {name.split("_")[0] for name in found} == {"class", "ink", "slant"}
+    network.classes = [4, 6]  # two attributes, as of faces
+    found = claims.influence(stylegan, generator, network, ["hair", "skin"], 50)
+    assert {*found} == {f"{name}_{side}" for name in ("hair", "skin") for side in (4, 8, 16, 32)}
+
+
+def test_claims_mix_three_styles(styled):
+    generator, _ = styled
+    seen = []
+    generator.synthesis.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
+    assert claims.mixed(stylegan, generator, 300).shape == (300, 1, 32, 32)
+    ws = torch.cat(seen)
+    changes = (ws.diff(dim=1) != 0).any(2).sum(1)
+    assert set(changes.tolist()) == {1, 2}  # two cuts may fall together
+    assert len(ws.flatten(0, 1).unique(dim=0)) > 600
+    assert not (ws[:, :1] == ws[:, 1:2]).all()
+
+
 def test_claims_can_be_run(capsys):
     """All flags are understood, all columns exist, and settings that share a run agree about its steps."""
     points = {}
@@ -4277,7 +4357,10 @@ def test_claims_can_be_run(capsys):
             script = importlib.import_module(setting.script)
             metrics = [*script.METRICS, *script.DISTANCES]
             figures = {"classes", "entropy", "confidence", "class_accuracy", "precision", "recall"}
-            figures |= {"diversity", *metrics, "error", "a2b_noisy", "b2a2b_noisy"}
+            figures |= {"diversity", *metrics, "error", "a2b_noisy", "b2a2b_noisy", "distance of mixed"}
+            figures |= {f"{name}_{space}" for name in ("path", "linear") for space in "zw"}
+            figures |= {f"{name}_{2**k}" for name in ("class", "slant", "ink") for k in range(2, 6)}
+            figures |= {f"{name} at {psi}" for name in claims.TRUNCATED for psi in claims.PSI}
             known = {f"range of {metric}" for metric in metrics} | {"rank correlation"} | figures
             known |= {"spread over seeds", "spread over the last five", "largest rise", "distance doubled"}
             known |= {f"{name} halved" for name in figures}
