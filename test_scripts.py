@@ -60,6 +60,7 @@ import dcgan32_wgan_sn
 import dcgan64_celeba
 import dcgan_mnist
 import fid
+import gan_2d
 import pix2pix
 import stylegan
 import vanilla_gan
@@ -2982,6 +2983,163 @@ def test_cyclegan_glasses(script):
     for domain, some in ((test_a, names[0]), (test_b, names[1])):
         assert torch.equal(domain[5], faces[int(some[5])])
     assert not {*names[0]} & {*names[1]}
+
+
+# %% gan_2d
+
+
+def test_gan_2d_has_the_frame():
+    titles = [title.split(":")[0] for title, _ in sections("gan_2d")]
+    assert [title for title in titles if title != "Plane"] == SECTIONS
+    assert section("gan_2d", "Plumbing") == section("dcgan_mnist", "Plumbing")
+    assert gan_2d.__doc__.count("\n") < 40
+
+
+@pytest.mark.parametrize(
+    "loss", ["non-saturating", "minimax", "least-squares", "wasserstein-gp", "relativistic"]
+)
+def test_gan_2d_losses_by_hand(loss):
+    """Where G stands while D sees through it, and at D's best answers to a perfect G."""
+    real, fake = torch.tensor([[30.0], [30.0]]), torch.tensor([[-30.0], [-20.0]], requires_grad=True)
+    (push,) = torch.autograd.grad(gan_2d.generator_loss(real, fake, loss), fake)
+    expected = {"minimax": 0, "least-squares": -26 / 2, "relativistic": -1 / 2}.get(loss, -1 / 2)
+    assert push.mean().item() == pytest.approx(expected, abs=1e-6)  # minimax: nothing pushes G
+    d_loss = gan_2d.discriminator_loss(real, fake, loss).item()
+    expected = {"least-squares": (29**2 + 650) / 2, "wasserstein-gp": -55}.get(loss, 0)
+    assert d_loss == pytest.approx(expected, abs=1e-6)
+    even = torch.full((4, 1), 0.5 if loss == "least-squares" else 0.0)
+    d_loss, g_loss = (f(even, even, loss).item() for f in (gan_2d.discriminator_loss, gan_2d.generator_loss))
+    two = math.log(2)
+    both = {"non-saturating": (2 * two, two), "minimax": (2 * two, -two), "least-squares": (0.25, 0.125)}
+    assert (d_loss, g_loss) == pytest.approx(both.get(loss, (two, two) if loss == "relativistic" else (0, 0)))
+
+
+def test_gan_2d_relativistic_loss_compares():
+    real, fake = torch.randn(2, 9, 1)
+    for function in (gan_2d.discriminator_loss, gan_2d.generator_loss):
+        shifted = function(real + 7, fake + 7, "relativistic").item()
+        assert shifted == pytest.approx(function(real, fake, "relativistic").item(), rel=1e-5)
+        assert function(real, fake.flip(0), "relativistic").item() != pytest.approx(
+            shifted, rel=1e-3
+        )  # pairs
+
+
+def test_gan_2d_penalties_of_a_plane():
+    slope = torch.tensor([3.0, 4.0])
+    real, fake = torch.randn(2, 6, 2)
+    tilted = lambda points: points @ slope[:, None]  # noqa: E731
+    assert gan_2d.penalty(tilted, real, fake, "wasserstein-gp").item() == pytest.approx(
+        (5 - 1) ** 2, rel=1e-5
+    )
+    assert gan_2d.penalty(tilted, real, fake, "relativistic").item() == pytest.approx(25, rel=1e-5)
+    bowl = lambda points: points.square().sum(1, keepdim=True) / 2  # noqa: E731
+    expected = (real.square().sum(1).mean() + fake.square().sum(1).mean()).item() / 2
+    assert gan_2d.penalty(bowl, real, fake, "relativistic").item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_gan_2d_measures_in_closed_form():
+    torch.manual_seed(0)
+    p, q = torch.tensor([0.5, 0.5, 0.0, 0.0]), torch.tensor([0.0, 0.0, 0.25, 0.75])
+    assert gan_2d.jensen_shannon(p, q) == pytest.approx(math.log(2))
+    assert gan_2d.jensen_shannon(p, p) == 0
+    half = gan_2d.jensen_shannon(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))
+    assert half == pytest.approx(0.5 * (math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)))
+    x, shift = torch.randn(4000, 2), torch.tensor([3.0, -4.0])
+    assert gan_2d.sliced_wasserstein(x, x + shift) == pytest.approx(5 * 2 / math.pi, rel=1e-3)
+    assert gan_2d.sliced_wasserstein(x, x[torch.randperm(4000)]) == 0
+    ring = gan_2d.Heaps("ring")
+    points = torch.cat([ring.centres[:1].repeat(90, 1), ring.centres[3:4] + 0.29, torch.zeros(9, 2)])
+    points[90] = ring.centres[3] + torch.tensor([0.29, 0.0])  # just inside three standard deviations
+    assert gan_2d.count_modes(points, ring) == (2, pytest.approx(0.91))
+    points[90, 0] += 0.02
+    assert gan_2d.count_modes(points, ring) == (1, pytest.approx(0.90))
+
+
+@pytest.mark.parametrize(
+    ("name", "heaps", "spread"), [("ring", 8, 0.1), ("grid", 25, 0.2), ("spiral", 100, 0.08)]
+)
+def test_gan_2d_knows_its_points(name, heaps, spread):
+    torch.manual_seed(0)
+    made = gan_2d.Heaps(name)
+    assert (len(made.centres), made.std, made.modes) == (heaps, spread, name != "spiral")
+    points, edges = made.draw(400_000), torch.linspace(-made.side, made.side, 31)
+    for blur in (0.0, 0.3):
+        mass = made.mass(edges, blur)
+        assert mass.sum().item() == pytest.approx(1, abs=1e-3)
+        seen = gan_2d.histogram(points + blur * torch.randn_like(points), edges)
+        assert (seen - mass).abs().max() < 6 * math.sqrt(mass.max() / len(points))
+    assert torch.cdist(made.centres, made.centres)[0, 1:].min() > 6 * spread or name == "spiral"
+
+
+def test_gan_2d_best_discriminator_of_two_gaussians():
+    """p / (p + q) from the densities of two Gaussians, one of which only its samples tell."""
+    args = types.SimpleNamespace(seed=1, latent_dim=2, device="cpu")
+    real = gan_2d.Heaps("ring")
+    real.centres, real.std, real.side = torch.tensor([[0.5, 0.0]]), 0.5, 2.0
+    generator = lambda z: 0.5 * z - torch.tensor([0.5, 0.0])  # noqa: E731
+    answers, p, q = gan_2d.plane(generator, lambda points: points[:, :1], real, args, cells=40)
+    middle = (torch.arange(40) + 0.5) / 10 - 2
+    assert torch.allclose(answers, middle.expand(40, 40), atol=1e-6)  # rows are y, columns are x
+    variance = 2 * 0.25  # with the noise on both
+    expected = torch.sigmoid(2 * 0.5 * middle / variance)  # log p / q = ((x + .5)^2 - (x - .5)^2) / 2 var
+    common = (p + q) > 1e-3
+    assert ((p / (p + q) - expected)[common]).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("name", ["ring", "lines"])
+def test_gan_2d_runs_resumes_and_generates(name, tmp_path, capsys):
+    flags = ["--dataset", name, "--points", "1024", "--batch-size", "128", "--epochs", "2", "--device", "cpu"]
+    gan_2d.main([*flags, "--out-dir", str(tmp_path / "whole")])
+    out = capsys.readouterr().out
+    assert "1,024 points, 8 steps an epoch" in out
+    left = {"checkpoint.pt", "config.json", "history.csv", "losses.png", "progress.gif"}
+    left |= {f"samples/epoch_000{number}.png" for number in (1, 2)}
+    assert {*snapshot(tmp_path / "whole")} == left
+    gan_2d.main([*flags, "--out-dir", str(tmp_path / "run"), "--max-steps", "5"])
+    gan_2d.main(["--resume", str(tmp_path / "run" / "checkpoint.pt"), "--max-steps", "16"])
+    assert_same_run(tmp_path / "run" / "checkpoint.pt", tmp_path / "whole" / "checkpoint.pt")
+    rows = list(csv.DictReader((tmp_path / "whole" / "history.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows] == ["8", "16"]
+    assert ("modes" in rows[0]) == (name == "ring")
+    gan_2d.main(["--generate", "300", "--checkpoint", str(tmp_path / "whole" / "checkpoint.pt")])
+    points = np.loadtxt(tmp_path / "whole" / "generated" / "001" / "points.csv", delimiter=",", skiprows=1)
+    assert points.shape == (300, 2)
+    assert (len({*points[:, 0]}) == 1) == (name == "lines")
+
+
+@pytest.mark.parametrize("loss", ["minimax", "least-squares", "wasserstein-gp", "relativistic"])
+def test_gan_2d_trains_by_all_rules(loss, tmp_path):
+    flags = ["--loss", loss, "--points", "1280", "--batch-size", "64", "--epochs", "1", "--device", "cpu"]
+    gan_2d.main([*flags, "--out-dir", str(tmp_path / "run")])
+    checkpoint = read(tmp_path / "run" / "checkpoint.pt")
+    assert checkpoint["step"] == 1280 // (64 * (5 if loss == "wasserstein-gp" else 1))
+    weight = {"wasserstein-gp": 10.0, "relativistic": 1.0}.get(loss, 0.0)
+    assert checkpoint["settings"]["penalty_weight"] == weight
+
+
+def test_gan_2d_flags_that_are_bad(tmp_path, capsys):
+    for bad in (
+        "--dataset mnist",
+        "--loss hinge",
+        "--beta1 1",
+        "--d-steps 0",
+        "--points 0",
+        "--batch-size 20000",
+    ):
+        fails(
+            gan_2d, ["--device", "cpu", "--out-dir", tmp_path / "run", *bad.split()], capsys, bad.split()[0]
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_gan_2d_reaches_all_heaps(tmp_path):
+    gan_2d.main(["--device", "cpu", "--epochs", "30", "--out-dir", str(tmp_path / "run")])
+    *_, modes, near, sliced, js, js_d = read(tmp_path / "run" / "checkpoint.pt")["distances"][-1].tolist()
+    assert modes >= 7
+    assert near > 0.5
+    assert sliced < 0.3
+    assert -0.02 < js_d < js < 0.3  # D's loss is a lower bound
 
 
 # %% stylegan
