@@ -809,7 +809,8 @@ def column(name, runs):
         return spread([max(1, *rise) - 1 for rise in rises], ".0%")
     if name == "error":  # cyclegan.py has two
         name = next(name for name in ("error", "a2b_error") if ends[0].get(name) is not None)
-    return spread((end[name] for end in ends), ".0f" if name == "classes" else None)
+    small = name.endswith(("error", "noisy", "evidence"))  # differences of pixels
+    return spread((end[name] for end in ends), ".0f" if name == "classes" else ".4f" if small else None)
 
 
 def runs_of(setting, rows):

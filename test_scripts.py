@@ -4389,8 +4389,8 @@ def test_claims_arithmetic():
     assert claims.column("largest rise", runs) == "100% (0% to 200%)"  # 2 to 4, none, 1 to 3
     assert claims.column("distance halved", runs) == "never (20 to never)"  # 4 is less than 9 / 2
     assert claims.column("distance doubled", runs[2:]) == "10"  # 3 is more than 2 * 1
-    assert claims.column("error", [[{"error": 0.5, "a2b_error": None, "distance": 1}]]) == "0.500"
-    assert claims.column("error", [[{"error": None, "a2b_error": 0.25, "distance": 1}]]) == "0.250"
+    assert claims.column("error", [[{"error": 0.5, "a2b_error": None, "distance": 1}]]) == "0.5000"
+    assert claims.column("error", [[{"error": None, "a2b_error": 0.25, "distance": 1}]]) == "0.2500"
     for i, run in enumerate(runs):
         for row in run:
             row["wasserstein"] = (1, -1, 2)[i] * row["step"]
