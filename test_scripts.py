@@ -3086,14 +3086,26 @@ def test_gan_2d_best_discriminator_of_two_gaussians():
     assert ((p / (p + q) - expected)[common]).abs().max() < 0.05
 
 
+def test_gan_2d_landscape_is_flat_or_straight():
+    """Lines that do not touch: the divergence is log 2 wherever they are, Wasserstein's distance theirs."""
+    args = types.SimpleNamespace(seed=42, width=64, device="cpu")
+    for theta in (0.5, 1.5):
+        assert gan_2d.measured_distance(theta, "non-saturating", args) == pytest.approx(math.log(2), abs=0.02)
+        assert gan_2d.measured_distance(theta, "wasserstein-gp", args) == pytest.approx(theta, rel=0.1)
+    assert abs(gan_2d.measured_distance(0.0, "non-saturating", args)) < 0.05
+    assert abs(gan_2d.measured_distance(0.0, "wasserstein-gp", args)) < 0.05
+
+
 @pytest.mark.parametrize("name", ["ring", "lines"])
-def test_gan_2d_runs_resumes_and_generates(name, tmp_path, capsys):
+def test_gan_2d_runs_resumes_and_generates(name, tmp_path, capsys, monkeypatch):
     flags = ["--dataset", name, "--points", "1024", "--batch-size", "128", "--epochs", "2", "--device", "cpu"]
+    monkeypatch.setattr(gan_2d, "measured_distance", lambda theta, loss, args: theta)
     gan_2d.main([*flags, "--out-dir", str(tmp_path / "whole")])
     out = capsys.readouterr().out
     assert "1,024 points, 8 steps an epoch" in out
     left = {"checkpoint.pt", "config.json", "history.csv", "losses.png", "progress.gif"}
     left |= {f"samples/epoch_000{number}.png" for number in (1, 2)}
+    left |= {"landscape.png"} if name == "lines" else set()
     assert {*snapshot(tmp_path / "whole")} == left
     gan_2d.main([*flags, "--out-dir", str(tmp_path / "run"), "--max-steps", "5"])
     gan_2d.main(["--resume", str(tmp_path / "run" / "checkpoint.pt"), "--max-steps", "16"])
