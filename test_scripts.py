@@ -859,7 +859,7 @@ def test_resume_goes_on(script, flags, tmp_path, whole):
     assert_same_run(tmp_path / "run" / "checkpoint.pt", whole.folder / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("script", slow_but("vanilla_gan", "wgan_gp", "pix2pix"), indirect=True)
+@pytest.mark.parametrize("script", slow_but("vanilla_gan", "pix2pix"), indirect=True)
 def test_resume_is_exact_to_the_bit(script, case, flags, tmp_path, whole):
     """SIGKILL within a step, within a save and before pictures, SIGTERM, Ctrl-C, and an epoch more."""
     checkpoint, name, killed = tmp_path / "run" / "checkpoint.pt", script.SCRIPT, -signal.SIGKILL
@@ -1430,6 +1430,7 @@ def test_instance_noise(script):
     assert abs(torch.corrcoef(torch.stack(differences))[1, 2]) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["dcgan_mnist", SLOW[4]], indirect=True)
 def test_instance_noise_is_annealed(script, flags, tmp_path, monkeypatch):
     """Over as many epochs as were asked for at first, so that more of them do not change what is past."""
@@ -2188,6 +2189,7 @@ def together(tmp_path, world, name, argv, plain=False, stop=False, status=0):
     return [read(tmp_path / name / f"rank{rank}.pt") for rank in range(world)]
 
 
+@pytest.mark.slow
 def test_dcgan64_two_processes_without_batch_statistics(script, flags, tmp_path):
     """The gradients of two processes, averaged, are those of one that has the whole batch to itself."""
     # D moves too little for G to notice.
@@ -2371,7 +2373,7 @@ def test_pix2pix_dropout_is_the_noise(script):
     assert network.training
 
 
-@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
+@pytest.mark.parametrize("script", ["pix2pix", SLOW[6]], indirect=True)
 def test_rates_fall_to_zero_at_the_end(script, small, tmp_path, monkeypatch):
     """In a straight line, after a quarter of the run; a run that was stopped has the same."""
     rates, original = [], script.train_step
@@ -3089,7 +3091,7 @@ def test_gan_2d_best_discriminator_of_two_gaussians():
 def test_gan_2d_landscape_is_flat_or_straight():
     """Lines that do not touch: the divergence is log 2 wherever they are, Wasserstein's distance theirs."""
     args = types.SimpleNamespace(seed=42, width=64, device="cpu")
-    for theta in (0.5, 1.5):
+    for theta in (0.5, 1.5):  # apart
         assert gan_2d.measured_distance(theta, "non-saturating", args) == pytest.approx(math.log(2), abs=0.02)
         assert gan_2d.measured_distance(theta, "wasserstein-gp", args) == pytest.approx(theta, rel=0.1)
     assert abs(gan_2d.measured_distance(0.0, "non-saturating", args)) < 0.05
@@ -3522,7 +3524,6 @@ def test_stylegan_images_of_other_sizes(script, tmp_path, monkeypatch, capsys):
     assert (faces[0].float() - nn.functional.avg_pool2d(whole[0].float(), 2)).abs().mean() < 6
     digits = script.read_images("mnist", ROOT / "data", 32)
     assert torch.equal(digits[5, 0, 2:-2, 2:-2], torchvision.datasets.MNIST(ROOT / "data").data[5])
-    assert script.read_images("mnist", ROOT / "data", 64).shape == (60000, 1, 64, 64)
     fails(script, ["--dataset", "celeba", "--data-dir", tmp_path], capsys, "--data-dir", "img_align_celeba")
     monkeypatch.chdir(tmp_path)
     Path("pictures").mkdir()
@@ -3540,11 +3541,11 @@ def test_stylegan_images_of_other_sizes(script, tmp_path, monkeypatch, capsys):
         "--device",
         "cpu",
     ]
-    script.main([*flags, "--batch-size", "4", "--epochs", "1", "--image-size", "128", "--out-dir", "run"])
+    script.main([*flags, "--batch-size", "4", "--max-steps", "1", "--out-dir", "run"])
     with Image.open("run/mixing.png") as image:
-        assert (image.size, image.mode) == ((7 * 130 + 2, 7 * 130 + 2), "RGB")
+        assert (image.size, image.mode) == ((7 * 66 + 2, 7 * 66 + 2), "RGB")
     settings = read("run/checkpoint.pt")["settings"]
-    assert (settings["image_size"], settings["r1_weight"]) == (128, pytest.approx(160))
+    assert (settings["image_size"], settings["r1_weight"]) == (64, pytest.approx(40))
 
 
 # %% fid
@@ -4290,6 +4291,7 @@ def bench(small_data, tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vanilla_gan", *(SLOW[number] for number in (2, 3))])
 def test_claims_follow_a_run(name, bench, capsys, monkeypatch):
     """The run is that of the script's main, and its figures are those of --generate and fid.py."""
@@ -4439,6 +4441,7 @@ def styled():
     return generator, fid.Classifier().eval()
 
 
+@pytest.mark.slow
 def test_claims_measure_how_straight_the_spaces_of_styles_are(styled):
     """With no mapping, W is the sphere of Z; classes that are linear in w are told from w, and not from z."""
     generator, network = styled
@@ -4471,6 +4474,7 @@ def test_claims_measure_how_straight_the_spaces_of_styles_are(styled):
     assert found["linear_w"] > found["linear_z"] + 0.03
 
 
+@pytest.mark.slow
 def test_claims_measure_what_a_resolution_decides(styled):
     """Here the styles at 4 decide the brightness, and those at 8 and 16 the slant by halves."""
     generator, network = styled
@@ -4499,6 +4503,7 @@ def test_claims_measure_what_a_resolution_decides(styled):
     assert {*found} == {f"{name}_{side}" for name in ("hair", "skin") for side in (4, 8, 16, 32)}
 
 
+@pytest.mark.slow
 def test_claims_mix_three_styles(styled):
     generator, _ = styled
     seen = []
