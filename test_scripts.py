@@ -870,7 +870,7 @@ def test_resume_is_exact_to_the_bit(script, case, flags, tmp_path, whole):
         (resume, ("generator_loss", 3, signal.SIGTERM, 0), 130, 2),  # saved at each step
         ([*resume, "--epochs", "2"], ("generator_loss", 4, signal.SIGINT, 0), 130, 5),  # and made longer
         (resume, ("generator_loss", 4, signal.SIGTERM), 130, 6),  # steps 7 to 9 are lost
-        (resume, ("make_grid", 5 if script is stylegan else 3, signal.SIGKILL), killed, 12),  # epoch 2's first
+        (resume, ("make_grid", 5 if script is stylegan else 3, signal.SIGKILL), killed, 12),
     ]
     for number, (argv, (function, call, *act), status, step) in enumerate(steps):
         output = tmp_path / f"{number}.txt"
