@@ -16,8 +16,8 @@ In the plane we can compute what cannot be seen with images. Where the real poin
 fakes q, the best possible D is p / (p + q): the map on the right, beside the D that was learned. With that D,
 L_D would be 2 log 2 - 2 JS, where JS is the Jensen-Shannon divergence of p and q: 0 if they are equal, log 2
 if they share no place. With any other D, log 2 - L_D / 2 is less: D's loss tells how far apart p and q are
-only as well as D plays. In the default run it says 0.03 at the end, and JS is 0.31, because D is too smooth
-to see that the fakes lie on thin lines through the heaps.
+only as well as D plays. In the default run it says 0.03 at the end, and JS is 0.31. The pictures show why:
+the fakes lie on thin lines through the heaps, and this D is too smooth to see that.
 
 What to watch: samples/ and progress.gif, blue for real and red for fake. In the default run the fakes first
 lie everywhere, after four epochs on a ring, and then gather at the heaps; some stay on the way between two

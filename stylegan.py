@@ -1,40 +1,41 @@
-"""StyleGAN: every layer is told by a style what to draw; 32x32 digits, 64x64 faces, any folder of pictures.
+"""StyleGAN: a style sets the contrast of each layer's maps; 32x32 digits, 64x64 faces, folders of pictures.
 
     python stylegan.py                              # MNIST at 32x32, into runs/stylegan/001
     python stylegan.py --dataset faces              # the cartoon faces in data/faces, at 64x64
     python stylegan.py --generate 64 --truncation 0.7 --checkpoint runs/stylegan/001/checkpoint.pt
 
-Where does an image's variety enter? In all scripts so far at the bottom: z is the first layer's input, and
-everything else follows. In StyleGAN the first layer's input is a constant, the same for all images. Instead,
-a mapping network f turns z into a style w = f(z), and every layer of the synthesis network is told by w how
-strong and how bright each of its feature maps is to be:
+Where does variety enter an image? In the scripts so far that start from noise, only once: z is the input of
+G's first layer. Here that input is a constant. A mapping network f turns z into w = f(z), and in each layer
+an affine map of its own, A and b, turns w into a style y: a scale and a shift for each feature map x_i.
 
-    AdaIN(x_i, y) = y_scale,i (x_i - mean(x_i)) / std(x_i) + y_shift,i,    y = A w + b
+    AdaIN(x_i, y) = (1 + y_scale,i) (x_i - mean(x_i)) / std(x_i) + y_shift,i,    y = A w + b
 
-This adaptive instance normalisation first wipes out what the layer before had made of a map's brightness and
-contrast, so a style acts on its own layer and is wiped out at the next. That makes styles exchangeable: give
-the layers of low resolution the w of one face, the others that of a second (mixing.png). To make the layers
-ready for it, nine of ten training images are made of two w (--mixing). What no style decides, such as how
-single hairs lie, comes from noise: one random number for each pixel of each layer.
+This adaptive instance normalisation first resets a map's mean and contrast, whatever earlier styles had made
+of them. So a style decides how much each map counts in the next convolution, and no further; what that
+convolution draws stays. That makes styles exchangeable: some layers can take w from one image, the rest from
+another (mixing.png). To prepare them, nine of ten fakes in training are made from two w, the first up to a
+random layer, the second from there on: style mixing (--mixing). Detail that no style decides, such as how
+individual hairs lie, comes from noise: each layer adds one random picture to all its maps, with a learned
+strength for each map that starts at 0.
 
-Why map z at all? The data have gaps that a ball of z has not: if no old person in them wears a cap, the way
-from z to images must bend around that gap; f can do the bending, and w need not. Whether straight lines in W
-are smoother than arcs in Z is measured after each epoch: path_w and path_z, how fast pixels change on them.
+Why map z at all? z has the same distribution whatever the data are. If nobody old in the data wears a cap, a
+generator fed with z has to warp the combinations to leave out that one. With f in between, w can have that
+gap itself.
 
-L_D and L_G are those of dcgan_mnist.py with a target of 1. D is kept from growing steep by R1,
+L_D and L_G are those of dcgan_mnist.py with a target of 1. R1 keeps D, here before its sigmoid, from being
+steep at real images, where wgan_gp.py wants a slope of 1 between real and fake: gamma / 2 E|grad_x D(x)|^2,
+in each tenth step, ten times as strong. In one run with gamma 0.1, not 10, all fakes became the same 8 within
+1,200 steps. Also new: D is told how much the images of a group differ (minibatch standard deviation); weights
+are scaled in use (equalised learning rates); pictures come from a running average of G's weights.
 
-    gamma / 2 E |grad_x D(x)|^2
+What to watch: interpolation.png, rows in pairs: an arc in Z above a line in W. truncation.png: w moved to
+its mean, psi = 1 (not at all), 0.7, 0.5, 0.3, 0 (the mean), -0.5, -1. z_share: the part of the images'
+variance that z decides; near 0, G ignores z. path_z, path_w: squared rates of change of pixels along arcs and
+lines. A line is shorter than its arc: if W were Z and G linear, path_w would be 0.81 path_z.
 
-which asks for slope 0 at real images, where wgan_gp.py asks for slope 1 between real and fake. New, too: D
-sees how much the images of a group differ, weights have equalised learning rates, and pictures are made by
-an average of the generators of the last few hundred steps.
-
-What to watch: z_share is the part of the images' variance that z decides. Near 0, only noise would differ
-(a widely read implementation has that defect). truncation.png draws w towards its mean: less variety.
-
-Papers: Karras et al. 2018, arXiv 1812.04948; Karras et al. 2017, 1710.10196 (equalised rates, groups);
-Mescheder et al. 2018, 1801.04406 (R1); Karras et al. 2019, 1912.04958 (no progressive growing, R1 in few
-steps). Departures: small networks; the constant starts as noise; D shrinks before its second convolution.
+Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196 (equalised rates, minibatch deviation); 2019,
+1912.04958 (R1 in few steps); Mescheder et al. 2018, 1801.04406. Departures: full size from the start, small
+networks, the fakes of D's step used again in G's, a rate of 2e-3, one cut per image, psi in all layers.
 """
 
 import argparse
@@ -69,21 +70,25 @@ from tqdm import tqdm
 def add_flags(add):
     """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--mapping-layers", type=int, default=8, help="layers from z to w; 0: w is z, scaled")
-    add("--mixing", type=float, default=0.9, help="share of training images that are made of two w; 0: none")
+    add("--mixing", type=float, default=0.9, help="share of fakes in training made from two w; 0: none")
     add("--no-noise", action="store_true", help="no noise in the layers")
-    gamma = "gamma, the weight of R1; None: 10 at 32 pixels, growing with the square of --image-size"
-    add("--r1-weight", type=float, help=gamma)
-    add("--r1-every", type=int, default=10, metavar="K", help="R1 in each Kth step, K times as strong")
+    add("--r1-weight", type=float, default=10.0, help="gamma, the weight of R1; 0: none")
+    every = "R1 in each Kth step, K times as strong; history.csv has its mean, so K should divide 20"
+    add("--r1-every", type=int, default=10, metavar="K", help=every)
     add("--ema-images", type=int, default=10000, help="images until an old generator has half its weight")
-    add("--truncation", type=float, help="psi for --generate: below 1, w moves towards its mean; None: 1")
+    add(
+        "--truncation",
+        type=float,
+        help="psi for --generate, 0 or more: below 1, w moves to its mean; None: 1",
+    )
     add("--image-size", type=int, help="32, 64, 128 or 256; None: 64 for faces, celeba, folder, else 32")
     add("--width", type=int, default=32, help="channels of the largest maps; at most 4 times that elsewhere")
     add("--epochs", type=int, help="passes over the training set; None: 5, and 30 with --dataset faces")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
     add("--lr-g", type=float, default=2e-3, help="Adam's learning rate for the generator")
     add("--lr-d", type=float, default=2e-3, help="Adam's learning rate for the discriminator")
-    add("--batch-size", type=int, default=32, help="images per step, a multiple of 4, 3 or 2")
-    add("--latent-dim", type=int, default=128, help="length of the noise vector z and of the style w")
+    add("--batch-size", type=int, default=32, help="images per step, a multiple of 2 or 3")
+    add("--latent-dim", type=int, default=128, help="length of the noise vector z and of w")
     choices = ["mnist", "fashion_mnist", "cifar10", "faces", "celeba", "folder"]
     add("--dataset", choices=choices, default="mnist", help="what to train on")
     add("--data-dir", default="data", help="where the data set, or the folder of images, is")
@@ -104,14 +109,15 @@ MAY_BE_ZERO = ["mapping_layers", "mixing", "truncation", "r1_weight"]  # of the 
 
 # %% Networks
 
-GAIN = math.sqrt(2)  # keeps the size of activations through a LeakyReLU
+GAIN = math.sqrt(2)  # roughly keeps the size of activations through a LeakyReLU
 
 
 class EqualLinear(nn.Module):
     """(N, inputs) to (N, outputs). Weights are stored as N(0, 1) and scaled in use.
 
-    So Adam, whose steps are alike for all parameters, changes each layer by a like share: equalised rates.
-    With `lr_mul` 0.01 they are stored as N(0, 100^2), and the layer learns at a hundredth of the rate.
+    Adam's steps are about as large for all parameters. As all stored weights are of one size, each layer
+    changes by about the same fraction per step: equalised learning rates. With `lr_mul` 0.01 they are stored
+    as N(0, 100^2), and the layer learns at a hundredth of the rate, as the paper has it for the mapping.
     """
 
     def __init__(self, inputs, outputs, gain=1.0, lr_mul=1.0):
@@ -138,7 +144,7 @@ class EqualConv2d(nn.Module):
 
 
 class Blur(nn.Module):
-    """Maps (N, C, H, W) smoothed with [1, 2, 1] / 4 in both directions; there are zeros around them."""
+    """Maps (N, C, H, W) smoothed with [1, 2, 1] / 4 in both directions, and padded with zeros."""
 
     def __init__(self):
         super().__init__()
@@ -155,24 +161,25 @@ def adain(x, style):
     The first half of the style plus 1 is the standard deviation of each map, the second half its mean.
     """
     scale, shift = style[:, :, None, None].chunk(2, 1)
-    # Groups of one map are instance normalisation, and quicker than F.instance_norm where channels are last.
+    # A group for each map is instance normalisation, and faster than F.instance_norm with channels last.
     return F.group_norm(x, x.shape[1], eps=1e-8) * (1 + scale) + shift
 
 
 class Mapping(nn.Module):
-    """Noise z (N, latent_dim), each scaled to a mean square of 1, to styles w (N, latent_dim)."""
+    """Noise z (N, latent_dim), each scaled to a mean square of 1, to w (N, latent_dim)."""
 
     def __init__(self, latent_dim=128, layers=8):
         super().__init__()
-        stack = [[EqualLinear(latent_dim, latent_dim, GAIN, 0.01), nn.LeakyReLU(0.2)] for _ in range(layers)]
-        self.layers = nn.Sequential(*sum(stack, []))
+        self.layers = nn.Sequential()
+        for _ in range(layers):
+            self.layers.extend([EqualLinear(latent_dim, latent_dim, GAIN, 0.01), nn.LeakyReLU(0.2)])
 
     def forward(self, z):
         return self.layers(z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt())
 
 
 class StyledLayer(nn.Module):
-    """Maps (N, inputs, H, W) and a style w (N, latent_dim) to maps (N, outputs, size, size)."""
+    """Maps (N, inputs, H, W) and w (N, latent_dim) to maps (N, outputs, size, size)."""
 
     def __init__(self, inputs, outputs, latent_dim, size, conv=True, up=False, noise=True):
         super().__init__()
@@ -181,7 +188,7 @@ class StyledLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs, 1, 1))
         self.style = EqualLinear(latent_dim, 2 * outputs)  # A and b of equation 1
         self.register_buffer("noise", torch.randn(1, 1, size, size))  # in eval mode, always the same
-        self.up = nn.Upsample(scale_factor=2) if up else nn.Identity()  # each pixel four times
+        self.up = nn.Upsample(scale_factor=2) if up else nn.Identity()  # each pixel becomes 2x2 equal ones
         self.blur = Blur() if up else nn.Identity()
 
     def forward(self, x, w):
@@ -193,27 +200,28 @@ class StyledLayer(nn.Module):
 
 
 def widths(size, width, most):
-    """Channels at each resolution: `width` at `size`, doubled at each halving down to 4, at most `most`."""
-    sides = [4 << k for k in range(size.bit_length() - 2)]
+    """Channels at each side: `width` at `size`, doubled at each halving down to 4, at most `most`."""
+    sides = [2**k for k in range(2, int(math.log2(size)) + 1)]  # 4, 8, ..., size
     return {side: min(width * size // side, most or 4 * width) for side in sides}
 
 
 class Synthesis(nn.Module):
-    """A style w for each layer (N, layers, latent_dim) to images (N, channels, size, size).
+    """A w for each layer (N, layers, latent_dim) to images (N, channels, size, size).
 
     Unbounded in training; in eval mode cut to [-1, 1], and with the same noise for all images.
     """
 
     def __init__(self, size=32, width=32, latent_dim=128, channels=1, noise=True, most=None):
         super().__init__()
-        stages, before = widths(size, width, most), None
-        self.constant = nn.Parameter(torch.randn(1, stages[4], 4, 4))
+        stages = widths(size, width, most)
+        inputs = stages[4]
+        self.constant = nn.Parameter(torch.randn(1, inputs, 4, 4))
         self.layers = nn.ModuleList()  # two at each resolution
-        for side, now in stages.items():
-            first = {"conv": False} if side == 4 else {"up": True}
-            self.layers.append(StyledLayer(before or now, now, latent_dim, side, noise=noise, **first))
-            self.layers.append(StyledLayer(now, now, latent_dim, side, noise=noise))
-            before = now
+        for side, outputs in stages.items():
+            grow = side > 4  # at 4x4, the constant stands for what was doubled and convolved
+            self.layers.append(StyledLayer(inputs, outputs, latent_dim, side, grow, grow, noise))
+            self.layers.append(StyledLayer(outputs, outputs, latent_dim, side, noise=noise))
+            inputs = outputs
         self.to_rgb = EqualConv2d(width, channels, 1, gain=1.0)
 
     def forward(self, ws):
@@ -225,7 +233,10 @@ class Synthesis(nn.Module):
 
 
 class Generator(nn.Module):
-    """Noise z (N, latent_dim) to images; with psi (N, 1), w is moved to w_avg + psi (w - w_avg) first."""
+    """Noise z (N, latent_dim) to images; with psi (N, 1), w is moved to w_avg + psi (w - w_avg) first.
+
+    w_avg is the running mean of w in training. This is the truncation trick, here in all layers.
+    """
 
     def __init__(
         self, size=32, width=32, latent_dim=128, channels=1, mapping_layers=8, noise=True, most=None
@@ -250,8 +261,9 @@ class Generator(nn.Module):
 class GroupDeviation(nn.Module):
     """Maps (N, C, H, W) and one more: how much the images of a group differ, the same number everywhere.
 
-    It is the standard deviation over the group, averaged over C, H and W. A group has 4, 3 or 2 images, as
-    N can be divided: images n, n + N/4, n + N/2 and n + 3N/4. D then sees it if all fakes are alike.
+    It is the standard deviation over the group, averaged over C, H and W. The size of a group is the first of
+    4, 3 and 2 that divides N; one of 4 has the images n, n + N/4, n + N/2 and n + 3N/4. So D notices if all
+    fakes are alike.
     """
 
     def forward(self, x):
@@ -262,13 +274,13 @@ class GroupDeviation(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (N, channels, size, size) to logits (N, 1)."""
+    """Images (N, channels, size, size) to logits (N, 1); their sigmoid is the probability of "real"."""
 
     def __init__(self, size=32, width=32, channels=1, most=None):
         super().__init__()
         stages = widths(size, width, most)
         layers = [EqualConv2d(channels, width, 1), nn.LeakyReLU(0.2)]  # (N, width, size, size)
-        for side in [*stages][:0:-1]:  # size, ..., 16, 8
+        for side in sorted(stages, reverse=True)[:-1]:  # size, ..., 16, 8
             now, after = stages[side], stages[side // 2]
             layers += [EqualConv2d(now, now, 3), nn.LeakyReLU(0.2), Blur(), nn.AvgPool2d(2)]
             layers += [EqualConv2d(now, after, 3), nn.LeakyReLU(0.2)]  # (N, after, side / 2, side / 2)
@@ -284,7 +296,7 @@ class Discriminator(nn.Module):
 
 
 def discriminator_loss(real_logits, fake_logits):
-    """E[softplus(-D(x))] + E[softplus(D(G(z)))], or -E[log p(x)] - E[log(1 - p(G(z)))], p = sigmoid(D)."""
+    """E[softplus(-D(x))] + E[softplus(D(G(z)))]: the cross-entropy of real images at 1 and fakes at 0."""
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
@@ -296,7 +308,7 @@ def generator_loss(fake_logits):
 def r1_penalty(discriminator, real):
     """E |grad_x D(x)|^2 at real images (N, C, H, W), the sum over all pixels of an image; in fp32.
 
-    Where the images of a group share a statistic, the gradient is that of the sum of their logits.
+    The gradient is that of the sum of all logits: an image also moves those of its group (GroupDeviation).
     """
     real = real.detach().requires_grad_()
     with fp32():
@@ -313,7 +325,7 @@ METRICS = [name for names in PANELS.values() for name in names]
 
 
 def mix(w1, w2, layers, mixing):
-    """Styles (N, layers, latent_dim): w1; for a share `mixing` of the images, w2 from a random layer on."""
+    """(N, layers, latent_dim): w1; for a share `mixing` of the images, w2 from a random layer on."""
     cut = torch.randint(1, layers, (len(w1), 1, 1), device=w1.device)
     alone = torch.rand(len(w1), 1, 1, device=w1.device) >= mixing
     number = torch.arange(layers, device=w1.device)[:, None]
@@ -334,10 +346,10 @@ def train_step(generator, discriminator, ema, optimizer_g, optimizer_d, real, mi
 
     `real` is in [-1, 1]; `r1_weight` is 0 in the steps without the penalty. Returns the METRICS, detached.
     """
-    # Two styles for each image: the second is for the later layers of those that are mixed.
+    # Two w for each image: the second is for the later layers of those that are mixed.
     z = torch.randn(2 * len(real), generator.latent_dim, device=real.device)
     w1, w2 = generator.mapping(z).chunk(2)
-    generator.w_avg.lerp_(w1.detach().mean(0), 0.005)
+    generator.w_avg.lerp_(w1.detach().mean(0), 0.005)  # a mean over about 200 steps
     fake = generator.synthesis(mix(w1, w2, len(generator.synthesis.layers), mixing))
 
     # The discriminator learns to tell real from fake, and in some steps to be flat at real images.
@@ -478,16 +490,16 @@ def arc(z1, z2, t):
     return (((1 - t) * angle).sin() * z1 + (t * angle).sin() * z2) / angle.sin()
 
 
-def path_lengths(generator, features, space, pairs, epsilon, ends=False):
+def path_lengths(generator, features, space, pairs, epsilon):
     """How fast features of the images change along paths: |change|^2 / epsilon^2 (pairs,), equations 2 and 3.
 
     A path is an arc between two z if `space` is "z", and a straight line between two w if it is "w"; where on
-    it is random, or, with `ends`, at its start. `features` takes images in [-1, 1] to rows (N, F). Noise is
-    the same for all. Epsilon is a share of the path: 1e-4 in the paper.
+    it is random. `features` takes images in [-1, 1] to rows (N, F). Epsilon is a share of the path: in the
+    paper 1e-4, too small for fp32. The generator has to be in eval mode, so that the noise is fixed.
     """
-    like = generator.w_avg
+    like = generator.w_avg  # claims.py measures in float64
     z1, z2 = torch.randn(2, pairs, generator.latent_dim, dtype=like.dtype, device=like.device)
-    t = torch.rand(pairs, 1, dtype=like.dtype, device=like.device) * (0 if ends else 1)
+    t = torch.rand(pairs, 1, dtype=like.dtype, device=like.device)
     w1, w2, found = generator.mapping(z1), generator.mapping(z2), []
     for where in (t, t + epsilon):
         w = torch.lerp(w1, w2, where) if space == "w" else generator.mapping(arc(z1, z2, where))
@@ -502,6 +514,7 @@ def share_of_z(generator, count=32, noises=4):
     ws = generator.spread(generator.mapping(z)).repeat_interleave(noises, 0)
     generator.synthesis.train()  # fresh noise for each image
     images = generator.synthesis(ws).clamp(-1, 1)
+    generator.synthesis.eval()
     by_noise = images.unflatten(0, (count, noises)).var(1, correction=1).mean()
     return 1 - (by_noise / images.var(0).mean()).item()
 
@@ -510,22 +523,21 @@ def draw_styles(ema, z, folder, args):
     """Write interpolation.png, mixing.png and truncation.png, from the first of z (64, latent_dim)."""
     sides = [layer.noise.shape[-1] for layer in ema.synthesis.layers]
     with torch.no_grad():
-        w, weight = ema.mapping(z), torch.linspace(0, 1, 10, device=z.device)[:, None]
+        w, t = ema.mapping(z), torch.linspace(0, 1, 10, device=z.device)[:, None]
         # Rows in pairs, with the same ends: an arc in Z, and a straight line in W.
         rows = []
         for (z1, z2), (w1, w2) in zip(z[:8].split(2), w[:8].split(2)):
-            rows.append(ema.mapping(arc(z1.expand(10, -1), z2.expand(10, -1), weight)))
-            rows.append(torch.lerp(w1, w2, weight))
+            rows.append(ema.mapping(arc(z1.expand(10, -1), z2.expand(10, -1), t)))
+            rows.append(torch.lerp(w1, w2, t))
         walk = sample(ema.synthesis, ema.spread(torch.cat(rows)))
-        # Six faces on the left, for example, that take some of the styles from the six at the top.
-        ws = ema.spread(w[:12])
-        left, top, cells = ws[:6], ws[6:], [torch.zeros_like(ws[:1]), ws[6:]]
-        for row, styles in enumerate(left):
-            low, high = ((4, 8), (16, 16), (32, 256))[row // 2]  # coarse, middle or fine styles
+        # Six images on the left take some layers' w from the six at the top. In the corner is a placeholder.
+        left, top = ema.spread(w[:12]).split(6)
+        cells, ranges = [top[:1], top], [(4, 8)] * 2 + [(16, 16)] * 2 + [(32, 256)] * 2
+        for styles, (low, high) in zip(left, ranges):  # two rows of coarse, of middle and of fine styles
             taken = torch.tensor([low <= side <= high for side in sides], device=z.device)[:, None]
             cells += [styles[None], torch.where(taken, top, styles)]
         grid = sample(ema.synthesis, torch.cat(cells))
-        grid[0] = 0  # the corner
+        grid[0] = 0
         psi = torch.tensor([1, 0.7, 0.5, 0.3, 0, -0.5, -1], device=z.device).repeat(6)[:, None]
         truncated = sample(ema, z[:6].repeat_interleave(7, 0), psi)
     pictures = {"interpolation": (walk, 10), "mixing": (grid, 7), "truncation": (truncated, 7)}
@@ -551,8 +563,6 @@ def fill_in(args):
     if args.image_size not in (32, 64, 128, 256):
         fail(f"--image-size: {args.image_size} is not 32, 64, 128 or 256; give one of these")
     args.epochs = args.epochs or (30 if args.dataset == "faces" else 5)
-    if args.r1_weight is None:
-        args.r1_weight = 10.0 * (args.image_size / 32) ** 2
     if args.mixing > 1:
         fail(f"--mixing: {args.mixing} is a share of the images; give a number from 0 to 1")
     if args.truncation is not None:
@@ -594,7 +604,10 @@ def add_row(distances, row, steps_per_epoch):
 
 
 def track(judge, ema, args, step):
-    """Measure the averaged generator; a row of the step and DISTANCES, nan for what is not measured."""
+    """Measure the averaged generator; a row of the step and DISTANCES, nan for what is not measured.
+
+    Noise is fixed for all but z_share, so that only w differs.
+    """
     found = dict.fromkeys(DISTANCES, math.nan)
     reseed(args.seed, "distance")
     ema.eval()
