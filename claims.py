@@ -21,10 +21,12 @@ and measured as fid.py --features classifier does, against the test set (made 64
 
 results/NAME.csv has these for each setting, seed and step, and the means over the 100 steps before of what
 the script reports; of pix2pix.py and cyclegan.py also what they measure on 1,000 test images, of stylegan.py
-also what the functions entanglement, influence and mixed do. Seconds are
+also what the functions entanglement, influence and mixed do. A run of gan_2d.py takes seconds and measures
+itself: it has ten seeds, from 42 on, and its distance is the sliced Wasserstein distance. Seconds are
 those of training alone, on the CPU those of its one core. The plot assets/claim_NAME.png shows the distance,
-or what else the claim is about, over the training, and samples of the first seed; if NAME is that of a
-script, claim_NAME_losses.png is the plot of losses that the script made. While runs/claims is there, what was
+or what else the claim is about, over the training, and samples of the first seed. A line is a run; where
+there are ten, it is their median, with half of them in the band around it. If NAME is that of a script,
+claim_NAME_losses.png is the plot of losses that the script made. While runs/claims is there, what was
 measured is not trained again, and what was stopped goes on. On the CPU a run has one thread, and as many run
 side by side as there are cores: that is faster than one after the other, and the figures do not depend on the
 number of cores.
@@ -180,6 +182,11 @@ def rates(lr_g, lr_d, flags=""):
     return other(SN, f"G {lr_g}, C {lr_d}", f"{flags} --lr-g {lr_g} --lr-d {lr_d}".strip())
 
 
+def points(label, flags):
+    """gan_2d.py with other flags."""
+    return replace(RING, label=label, flags=flags)
+
+
 PLAIN = "--critic-norm none"
 SN_PLAIN = other(SN, "G 3e-4, C 6e-4", PLAIN)
 SN_MNIST = replace(
@@ -198,8 +205,24 @@ STYLE = Setting("5 epochs", "stylegan", epochs(1875, 1, 2, 3, 4, 5), BF16)
 STYLE_FASHION = Setting("garments", "stylegan", (9375,), f"--dataset fashion_mnist {BF16}")
 TRUNCATED = "distance", "precision", "recall", "confidence"
 PSI = 0.7, 0.4
-CYCLE = Setting("cycle 10", "cyclegan", (625, 1250, 1875), f"--epochs 1 {BF16}")
+CYCLE = Setting("cycle 10", "cyclegan", (938, 1875), f"--epochs 1 {BF16}")
+RING = Setting("non-saturating", "gan_2d", epochs(40, 1, 2, 3, 4, *range(5, 61, 5)))
+TEN = tuple(range(42, 52))
+GAMES = "modes", "all heaps", "lost", "near", "distance"
 AFTER = tuple(LAST + steps for steps in (0, 10, 20, 50, 100, 200, 500, 1000))
+PLANE_AHEAD = "--lr-d 1e-2 --lr-g 1e-4"
+FIVE = "--d-steps 5 --points 51200"  # as many steps of G in an epoch as with one step of D
+WASSERSTEIN = f"--loss wasserstein-gp {FIVE}"
+LOSSES = {
+    "non-saturating": "",
+    "minimax": "--loss minimax",
+    "least-squares": "--loss least-squares",
+    "five steps of D": FIVE,
+    "wasserstein-gp": WASSERSTEIN,
+    "wasserstein-gp, low rates": f"{WASSERSTEIN} --lr-g 2e-4 --lr-d 4e-4",
+    "relativistic": "--loss relativistic",
+    "non-saturating, its penalty": "--penalty-weight 1",
+}
 CLAIMS = {
     "vanilla_gan": Claim("vanilla_gan.py, the run of full length", (VANILLA,)),
     "dcgan_mnist": Claim("dcgan_mnist.py, the run of full length", (DCGAN,), seeds=SEEDS[:1]),
@@ -479,6 +502,55 @@ CLAIMS = {
         ("a2b_error", "a2b_noisy", "b2a2b_error", "b2a2b_noisy", "b2a_error"),
         curve="b2a2b_error",
     ),
+    "plane-minimax": Claim(
+        "In the plane: minimax's gradient vanishes when D is ahead, and the non-saturating one's does not",
+        (
+            RING,
+            points("minimax", "--loss minimax"),
+            points("non-saturating, D ahead", PLANE_AHEAD),
+            points("minimax, D ahead", f"--loss minimax {PLANE_AHEAD}"),
+        ),
+        ("first gradient", "gradient", *GAMES),
+        curve="gradient",
+        seeds=TEN,
+    ),
+    "plane-faster-d": Claim(
+        "In the plane: the faster D learns, the fewer heaps are lost",
+        (
+            points("a fourth of its rate", "--lr-d 5e-4"),
+            replace(RING, label="rate 2e-3, one step"),
+            points("four times its rate", "--lr-d 8e-3"),
+            points("five steps", FIVE),
+        ),
+        GAMES,
+        curve="modes",
+        seeds=TEN,
+    ),
+    "plane-ring": Claim(
+        "In the plane: Wasserstein with penalty, and relativistic, reach all eight heaps more often",
+        tuple(points(label, flags) for label, flags in LOSSES.items()),
+        GAMES,
+        curve="modes",
+        seeds=TEN,
+    ),
+    "plane-grid": Claim(
+        "In the plane: Wasserstein with penalty, and relativistic, reach more of 25 heaps",
+        tuple(points(label, f"--dataset grid {flags}".strip()) for label, flags in LOSSES.items()),
+        GAMES,
+        curve="modes",
+        seeds=TEN,
+    ),
+    "plane-momentum": Claim(
+        "In the plane: with more momentum the game goes in circles",
+        (
+            points("beta1 0", "--beta1 0"),
+            replace(RING, label="beta1 0.5"),
+            points("beta1 0.9", "--beta1 0.9"),
+        ),
+        GAMES,
+        curve="modes",
+        seeds=TEN,
+    ),
 }
 
 # %% Training and measuring
@@ -671,6 +743,23 @@ def train_until(step, script, setting, seed, folder, device):
     return True, (clock() - start) / (step - done) if done < step else math.nan
 
 
+def own_figures(script, checkpoint, seconds):
+    """Rows of a checkpoint of gan_2d.py, one for each epoch, of what it measured itself.
+
+    distance: DISTANCES' sliced; heaps: how many there are; lost: how many were reached after one epoch and
+    not after the next, up to there. METRICS are means over the epoch. `seconds` are those of a step.
+    """
+    start = lost = reached = 0
+    heaps = len(script.Heaps(checkpoint["settings"]["dataset"]).centres)
+    for step, *values in checkpoint["distances"].tolist():
+        found, step = dict(zip(script.DISTANCES, values)), int(step)
+        found |= zip(script.METRICS, checkpoint["history"][start:step].mean(0).tolist())
+        lost += max(0, reached - found["modes"])
+        start, reached = step, found["modes"]
+        row = {"step": step, "seconds": seconds * step, "distance": found.pop("sliced")}
+        yield row | {"heaps": heaps, "lost": lost} | found
+
+
 def follow(setting, seed, home, samples, device):
     """Train with a setting and a seed, and measure at its points: a row for each, as a dictionary.
 
@@ -682,7 +771,8 @@ def follow(setting, seed, home, samples, device):
     notes, judge = folder.with_suffix(".json"), None
     images_per_step = setting.args.batch_size * getattr(setting.args, "n_critic", 1)
     rows = json.loads(notes.read_text()) if notes.is_file() else []
-    for point in setting.points:
+    alone = setting.script == "gan_2d"  # needs no judge
+    for point in setting.points[-1:] if alone else setting.points:
         if any(row["step"] == point or math.isnan(row["distance"]) for row in rows):
             continue
         with contextlib.ExitStack() as stack:
@@ -694,6 +784,11 @@ def follow(setting, seed, home, samples, device):
             before = rows[-1] if rows else {"step": 0, "seconds": 0.0}
             row = {"step": point, "seconds": before["seconds"] + per_step * (point - before["step"])}
             row |= {"images": point * images_per_step, "distance": math.nan}
+            if finite and alone:
+                rows += own_figures(script, script.load_checkpoint(folder / "checkpoint.pt"), per_step)
+                shutil.copyfile(sorted((folder / "samples").iterdir())[-1], picture(folder, point))
+                notes.write_text(json.dumps(rows, indent=1) + "\n")
+                continue
             if finite:
                 images, labels = generated(script, folder / "checkpoint.pt", samples, device)
                 to_pil_image(make_grid(images[:64], 8)).save(picture(folder, point))
@@ -789,6 +884,10 @@ def column(name, runs):
         return f"{statistics.median(seconds) / 60:.1f}" if seconds else ""
     if failed := sum(math.isnan(end["distance"]) for end in ends):
         return f"not finite in {failed} of {len(ends)}"
+    if name == "all heaps":
+        return f"in {sum(end['modes'] == end['heaps'] for end in ends)} of {len(ends)}"
+    if name.startswith("first "):
+        return spread([rows[0][name.removeprefix("first ")] for rows in runs])
     if name.startswith("range of "):
         values = [row[name.removeprefix("range of ")] for rows in runs for row in rows]
         return f"{min(values):.3f} to {max(values):.3f}"
@@ -811,7 +910,10 @@ def column(name, runs):
     if name == "error":  # cyclegan.py has two
         name = next(name for name in ("error", "a2b_error") if ends[0].get(name) is not None)
     small = name.endswith(("error", "noisy", "evidence"))  # differences of pixels
-    return spread((end[name] for end in ends), ".0f" if name == "classes" else ".4f" if small else None)
+    return spread(
+        (end[name] for end in ends),
+        ".0f" if name in ("classes", "modes", "lost") else ".4f" if small else None,
+    )
 
 
 def runs_of(setting, rows):
@@ -868,10 +970,16 @@ def plot(claim, rows, home, path):
     curves = figure.add_subplot(places[0, :])
     for i, setting in enumerate(claim.settings):
         runs = [[row for row in run if math.isfinite(row["distance"])] for run in runs_of(setting, rows)]
-        for run in runs:
-            x, y = ([row[key] for row in run] for key in (claim.axis, claim.curve))
-            # Earlier settings lie on top: one that is the first part of another's run would not be seen.
-            curves.plot(x, y, color=f"C{i}", marker=".", linewidth=1, zorder=2 + count - i)
+        # Earlier settings lie on top: one that is the first part of another's run would not be seen.
+        look = {"color": f"C{i}", "zorder": 2 + count - i}
+        lines = [[[row[key] for row in run] for key in (claim.axis, claim.curve)] for run in runs]
+        if len(lines) >= 10:
+            x = lines[0][0]
+            low, y, high = zip(*(statistics.quantiles(values, n=4) for values in zip(*(y for _, y in lines))))
+            curves.fill_between(x, low, high, alpha=0.15, linewidth=0, **look)
+            lines = [(x, y)]
+        for x, y in lines:
+            curves.plot(x, y, marker=".", linewidth=1, **look)
         below = figure.add_subplot(places[1, i])
         below.set_axis_off()
         below.set_title(setting.label, color=f"C{i}", fontsize="medium", wrap=True)
@@ -887,10 +995,12 @@ def plot(claim, rows, home, path):
         "error": "mean difference from the truth",
         "a2b_error": "mean difference from the truth",
         "b2a2b_error": "mean difference after there and back",
+        "modes": "heaps reached",
+        "gradient": "norm of G's gradient",
     }
     for side, name in (("x", claim.axis), ("y", claim.curve)):
         curves.set(**{f"{side}label": titles.get(name, name)})
-        if name in ("distance", "wasserstein"):
+        if name in ("distance", "wasserstein", "gradient"):
             curves.set(**{f"{side}scale": "log"})
             axis = getattr(curves, f"{side}axis")
             axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
@@ -935,7 +1045,7 @@ def train_all(claims, home, samples, device, workers):
         for seed, setting in itertools.product(claim.seeds, claim.settings):
             rivals = setting, furthest.get((seed, setting.command), setting)
             furthest[seed, setting.command] = max(rivals, key=lambda rival: rival.points[-1])
-    for dataset in {setting.args.dataset for setting in furthest.values()}:
+    for dataset in {s.args.dataset for s in furthest.values() if s.script != "gan_2d"}:
         fid.load_classifier(dataset, "data", torch.device(device))  # before many ask for it at once
     jobs = [(setting, seed, home, samples, device) for (seed, _), setting in furthest.items()]
     jobs, rows = sorted(jobs, key=lambda job: job[1]), {}

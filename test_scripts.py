@@ -4441,6 +4441,57 @@ def test_claims_arithmetic():
             row["wasserstein"] = (1, -1, 2)[i] * row["step"]
     # Two points each: 9, 5 falls and 10, 20 rises; 9, 6 falls and -10, -20, too; both rise.
     assert claims.column("rank correlation", [run[:2] for run in runs]) == "1.000 (-1.000 to 1.000)"
+    assert claims.column("first distance", runs) == "9.000 (1.000 to 9.000)"
+    ends = [[{"distance": 1.0, "heaps": 8, "modes": modes}] for modes in (8.0, 7.0, 8.0)]
+    assert claims.column("all heaps", ends) == "in 2 of 3"
+    assert claims.column("modes", ends) == "8 (7 to 8)"
+
+
+def test_claims_count_the_heaps_that_are_lost():
+    values = dict.fromkeys(gan_2d.DISTANCES, 0.5)
+    modes = 3.0, 5.0, 2.0, 4.0, 1.0
+    table = [[2 * i, *(values | {"modes": n, "sliced": i}).values()] for i, n in enumerate(modes, 1)]
+    history = torch.arange(10.0)[:, None].expand(-1, len(gan_2d.METRICS))
+    checkpoint = {"distances": torch.tensor(table), "history": history, "settings": {"dataset": "grid"}}
+    rows = list(claims.own_figures(gan_2d, checkpoint, 0.5))
+    assert [row["lost"] for row in rows] == [0, 0, 3, 3, 6]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
+    assert [row["seconds"] for row in rows] == [row["distance"] for row in rows] == [1, 2, 3, 4, 5]
+    assert [row["gradient"] for row in rows] == [0.5, 2.5, 4.5, 6.5, 8.5]  # the mean of two steps
+    assert {row["heaps"] for row in rows} == {25}
+
+
+@pytest.mark.slow
+def test_claims_follow_the_game_in_the_plane(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = "--points 64 --batch-size 16"
+    setting = claims.Setting("short", "gan_2d", (4, 12), flags)
+    monkeypatch.setattr(
+        claims, "CLAIMS", {"plane": claims.Claim("Short", (setting,), claims.GAMES, seeds=(42, 43))}
+    )
+    claims.main(["plane", "--device", "cpu", "--jobs", "1"])  # without a classifier, or any data
+    rows = claims.read_rows(Path("results/plane.csv"))
+    assert [(row["seed"], row["step"]) for row in rows] == [(42, 4), (42, 12), (43, 4), (43, 12)]
+    gan_2d.main([*flags.split(), "--seed", "43", "--max-steps", "12", "--out-dir", "whole"])
+    whole = read("whole/checkpoint.pt")
+    for row, measured, part in zip(rows[2:], whole["distances"][::2], (slice(4), slice(8, 12))):
+        named = dict(zip(gan_2d.DISTANCES, measured[1:].tolist()))
+        named |= dict(zip(gan_2d.METRICS, whole["history"][part].mean(0).tolist()))
+        named["distance"] = named.pop("sliced")
+        assert {name: row[name] for name in named} == pytest.approx(named, rel=1e-4)
+    last = Path("whole/samples/epoch_0003.png").read_bytes()
+    assert claims.picture(setting.folder(Path("runs/claims"), 43), 12).read_bytes() == last
+    # Of ten runs the plot shows the median, and half of them in a band.
+    claim, figures = claims.Claim("Ten", (setting,), curve="modes"), []
+    ten = [rows[i] | {"seed": seed, "modes": modes} for seed, modes in enumerate(range(10)) for i in (0, 1)]
+    with monkeypatch.context() as patch:
+        patch.setattr(claims.Setting, "folder", lambda self, home, seed: Path("runs/claims/short/seed-42"))
+        patch.setattr(claims, "picture", lambda folder, step: Path("whole/samples/epoch_0003.png"))
+        patch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+        claims.plot(claim, ten, Path("runs/claims"), None)
+    (line,), (band,) = figures[0].axes[0].lines, figures[0].axes[0].collections
+    assert (list(line.get_xdata()), list(line.get_ydata())) == ([4, 12], [4.5, 4.5])
+    assert band.get_paths()[0].get_extents().intervaly.tolist() == [1.75, 7.25]
 
 
 def test_claims_find_what_a_translation_hides():
@@ -4564,6 +4615,7 @@ def test_claims_can_be_run(capsys):
             metrics = [*script.METRICS, *script.DISTANCES]
             figures = {"classes", "entropy", "confidence", "class_accuracy", "precision", "recall"}
             figures |= {"diversity", *metrics, "error", "a2b_noisy", "b2a2b_noisy", "distance of mixed"}
+            figures |= {"distance", "all heaps", "lost", "first gradient"}
             figures |= {f"{name}_{space}" for name in ("path", "linear") for space in "zw"}
             figures |= {f"{name}_{2**k}" for name in ("class", "slant", "ink") for k in range(2, 6)}
             figures |= {f"{name} at {psi}" for name in claims.TRUNCATED for psi in claims.PSI}
