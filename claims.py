@@ -22,7 +22,7 @@ and measured as fid.py --features classifier does, against the test set (made 64
 results/NAME.csv has these for each setting, seed and step, and the means over the 100 steps before of what
 the script reports; of pix2pix.py and cyclegan.py also what they measure on 1,000 test images, of stylegan.py
 also what the functions entanglement, influence and mixed do. A run of gan_2d.py takes seconds and measures
-itself: it has ten seeds, from 42 on, and its distance is the sliced Wasserstein distance. Seconds are
+itself, but for what own_figures adds: it has ten seeds, from 42 on, and no classifier. Seconds are
 those of training alone, on the CPU those of its one core. The plot assets/claim_NAME.png shows the distance,
 or what else the claim is about, over the training, and samples of the first seed. A line is a run; where
 there are ten, it is their median, with half of them in the band around it. If NAME is that of a script,
@@ -90,6 +90,12 @@ def batch_norm_in_critic(script):
             self.layers.insert(3, nn.BatchNorm2d(128))
 
     return mock.patch.object(script, "Critic", Critic)
+
+
+def generator_of_cyclegan(script):
+    """cyclegan.py's generator in pix2pix.py."""
+    cyclegan = importlib.import_module("cyclegan")
+    return mock.patch.object(script, "build", lambda args: cyclegan.Generator(*args.channels))
 
 
 LAST = 14_040  # the discriminator's last step, for the claim about collapse: 30 epochs of vanilla_gan.py
@@ -205,23 +211,27 @@ STYLE = Setting("5 epochs", "stylegan", epochs(1875, 1, 2, 3, 4, 5), BF16)
 STYLE_FASHION = Setting("garments", "stylegan", (9375,), f"--dataset fashion_mnist {BF16}")
 TRUNCATED = "distance", "precision", "recall", "confidence"
 PSI = 0.7, 0.4
+UNPAIRED = "--norm instance --no-condition --batch-size 16 --epochs 1"  # as cyclegan.py has it
 CYCLE = Setting("cycle 10", "cyclegan", (938, 1875), f"--epochs 1 {BF16}")
 RING = Setting("non-saturating", "gan_2d", epochs(40, 1, 2, 3, 4, *range(5, 61, 5)))
 TEN = tuple(range(42, 52))
-GAMES = "modes", "all heaps", "lost", "near", "distance"
+GAMES = "modes", "all heaps", "poorest", "lost", "near", "js", "distance"
 AFTER = tuple(LAST + steps for steps in (0, 10, 20, 50, 100, 200, 500, 1000))
-PLANE_AHEAD = "--lr-d 1e-2 --lr-g 1e-4"
+AHEAD_2D = "--lr-d 1e-2"
+SLOW_G = f"{AHEAD_2D} --lr-g 1e-4"
+LOW = "--lr-g 2e-4 --lr-d 4e-4"
 FIVE = "--d-steps 5 --points 51200"  # as many steps of G in an epoch as with one step of D
 WASSERSTEIN = f"--loss wasserstein-gp {FIVE}"
 LOSSES = {
     "non-saturating": "",
-    "minimax": "--loss minimax",
+    "non-saturating, low rates": LOW,
     "least-squares": "--loss least-squares",
     "five steps of D": FIVE,
     "wasserstein-gp": WASSERSTEIN,
-    "wasserstein-gp, low rates": f"{WASSERSTEIN} --lr-g 2e-4 --lr-d 4e-4",
+    "wasserstein-gp, low rates": f"{WASSERSTEIN} {LOW}",
+    "non-saturating, penalty": "--penalty-weight 1",
     "relativistic": "--loss relativistic",
-    "non-saturating, its penalty": "--penalty-weight 1",
+    "relativistic, no penalty": "--loss relativistic --penalty-weight 0",
 }
 CLAIMS = {
     "vanilla_gan": Claim("vanilla_gan.py, the run of full length", (VANILLA,)),
@@ -442,13 +452,18 @@ CLAIMS = {
             other(CYCLE, "cycle 1", "--cycle-weight 1 --epochs 1"),
             CYCLE,
         ),
-        ("a2b_error", "b2a_error", "a2b2a_error", "evidence", "class_accuracy", "recall"),
-        curve="a2b_error",
+        ("class_accuracy", "a2b_error", "b2a_error", "a2b2a_error", "evidence", "recall"),
+        curve="class_accuracy",
     ),
     "pairs": Claim(
-        "Outlines to digits: pairs are worth more than twice the training time",
+        "Outlines to digits: with pairs the translation is closer to the truth, in less time",
         (
             other(P2P, "pairs (pix2pix.py)", "--task outline --epochs 1"),
+            replace(
+                other(P2P, "pairs, networks of cyclegan.py", f"--task outline {UNPAIRED}"),
+                points=(1875, 3750),
+                change=generator_of_cyclegan,
+            ),
             replace(CYCLE, label="no pairs (cyclegan.py)"),
         ),
         TRANSLATED,
@@ -498,29 +513,33 @@ CLAIMS = {
     ),
     "hidden": Claim(
         "CycleGAN: a translation hides what it takes to undo it",
-        (replace(CYCLE, label="outline"), other(CYCLE, "mosaic", "--task mosaic --epochs 1")),
-        ("a2b_error", "a2b_noisy", "b2a2b_error", "b2a2b_noisy", "b2a_error"),
-        curve="b2a2b_error",
+        (other(CYCLE, "mosaic", "--task mosaic --epochs 1"),),
+        ("a2b_error", "b2a2b_error", "b2a2b_plain", "removed", "b2a_error"),
+        curve="b2a2b_plain",
     ),
     "plane-minimax": Claim(
-        "In the plane: minimax's gradient vanishes when D is ahead, and the non-saturating one's does not",
+        "In the plane: minimax's gradient vanishes when D is ahead, and G learns nothing",
         (
             RING,
             points("minimax", "--loss minimax"),
-            points("non-saturating, D ahead", PLANE_AHEAD),
-            points("minimax, D ahead", f"--loss minimax {PLANE_AHEAD}"),
+            points("non-saturating, D fast", AHEAD_2D),
+            points("minimax, D fast", f"--loss minimax {AHEAD_2D}"),
+            points("non-saturating, G slow too", SLOW_G),
+            points("minimax, G slow too", f"--loss minimax {SLOW_G}"),
         ),
-        ("first gradient", "gradient", *GAMES),
+        ("first d_fake", "first gradient", "gradient", "modes", "all heaps", "near", "js"),
         curve="gradient",
         seeds=TEN,
     ),
     "plane-faster-d": Claim(
         "In the plane: the faster D learns, the fewer heaps are lost",
         (
-            points("a fourth of its rate", "--lr-d 5e-4"),
-            replace(RING, label="rate 2e-3, one step"),
-            points("four times its rate", "--lr-d 8e-3"),
-            points("five steps", FIVE),
+            points("D at a fourth", "--lr-d 5e-4"),
+            replace(RING, label="the default"),
+            points("D four times as fast", "--lr-d 8e-3"),
+            points("G at a fourth", "--lr-g 2.5e-4"),
+            points("five steps of D", FIVE),
+            replace(points("one step, as many points", "--points 51200 --epochs 12"), points=RING.points[4:]),
         ),
         GAMES,
         curve="modes",
@@ -535,20 +554,26 @@ CLAIMS = {
     ),
     "plane-grid": Claim(
         "In the plane: Wasserstein with penalty, and relativistic, reach more of 25 heaps",
-        tuple(points(label, f"--dataset grid {flags}".strip()) for label, flags in LOSSES.items()),
+        tuple(
+            points(label, f"--dataset grid {flags}".strip())
+            for label, flags in LOSSES.items()
+            if label != "least-squares"
+        ),
         GAMES,
         curve="modes",
         seeds=TEN,
     ),
     "plane-momentum": Claim(
-        "In the plane: with more momentum the game goes in circles",
+        "In the plane: with more momentum the fakes keep moving, and heaps are lost",
         (
             points("beta1 0", "--beta1 0"),
             replace(RING, label="beta1 0.5"),
             points("beta1 0.9", "--beta1 0.9"),
+            points("beta1 0.9, low rates", f"--beta1 0.9 {LOW}"),
+            points("beta1 0.5, low rates", LOW),
         ),
-        GAMES,
-        curve="modes",
+        ("moved", *GAMES),
+        curve="moved",
         seeds=TEN,
     ),
 }
@@ -600,21 +625,22 @@ class Judge(fid.Judge):
 
 
 def hidden(script, checkpoint, device):
-    """Errors of cyclegan.py's G_AB on 1,000 test images when there is noise on what it is given.
+    """What cyclegan.py's G_AB reads in the mosaics that G_BA makes of 1,000 test digits; {} for other tasks.
 
-    b2a2b_noisy: what G_BA made of b is noisy; a2b_noisy: the true a is, to compare. N(0, 0.05) of a range of
-    1 hides no stroke. Where only the first error rises much, G_BA's output has more in it than shows.
+    A true mosaic has one grey level in each block, and what G_BA makes almost so. Made exactly so, by the
+    means of its blocks, it differs from what it was by `removed`, and what G_AB makes of it differs from the
+    digit by b2a2b_plain. An honest G_BA loses nothing by that; a smuggler's b2a2b_error was less.
     """
     args = script.parse_args(["--generate", "1", "--checkpoint", str(checkpoint), "--device", device])
+    if args.task != "mosaic":
+        return {}
     generator = script.build(args)
     script.load_checkpoint(checkpoint, generator=generator)
-    a, b = (images[:1000] for images in script.read_domains(args)[1])
-    errors = {}
-    for name, given in {"b2a2b": script.translate(generator["ba"], b, args), "a2b": a}.items():
-        script.reseed(args.seed, "hidden")
-        noisy = (given + 0.05 * 255 * torch.randn(given.shape)).round().clamp(0, 255).byte()
-        errors[f"{name}_noisy"] = script.difference(script.translate(generator["ab"], noisy, args), b)
-    return errors
+    b = script.read_domains(args)[1][1][:1000]
+    made = script.translate(generator["ba"], b, args)
+    plain = script.draw("mosaic", made)
+    answers = script.translate(generator["ab"], plain, args)
+    return {"b2a2b_plain": script.difference(answers, b), "removed": script.difference(plain, made)}
 
 
 def averaged(script, checkpoint, device):
@@ -743,21 +769,52 @@ def train_until(step, script, setting, seed, folder, device):
     return True, (clock() - start) / (step - done) if done < step else math.nan
 
 
-def own_figures(script, checkpoint, seconds):
-    """Rows of a checkpoint of gan_2d.py, one for each epoch, of what it measured itself.
+@contextlib.contextmanager
+def watched(script):
+    """In a run of gan_2d.py, a list of what G makes of the same 5,000 z after each epoch; and how to draw.
 
-    distance: DISTANCES' sliced; heaps: how many there are; lost: how many were reached after one epoch and
-    not after the next, up to there. METRICS are means over the epoch. `seconds` are those of a step.
+    Drawing takes a third of a run's time: pictures are black, and a function draws the last.
     """
-    start = lost = reached = 0
-    heaps = len(script.Heaps(checkpoint["settings"]["dataset"]).centres)
-    for step, *values in checkpoint["distances"].tolist():
-        found, step = dict(zip(script.DISTANCES, values)), int(step)
-        found |= zip(script.METRICS, checkpoint["history"][start:step].mean(0).tolist())
-        lost += max(0, reached - found["modes"])
-        start, reached = step, found["modes"]
-        row = {"step": step, "seconds": seconds * step, "distance": found.pop("sliced")}
-        yield row | {"heaps": heaps, "lost": lost} | found
+    track, draw, fakes, last = script.track, script.draw_plane, [], []
+
+    def watching(generator, discriminator, heaps, args, step):
+        script.reseed("watched")
+        with torch.no_grad():
+            fakes.append(generator(torch.randn(5000, args.latent_dim).to(args.device)).cpu())
+        return track(generator, discriminator, heaps, args, step)
+
+    def waiting(*args):
+        last[:] = args
+        return torch.zeros(1, 1, 3, dtype=torch.uint8).numpy()
+
+    with mock.patch.multiple(script, track=watching, draw_plane=waiting):
+        yield fakes, lambda: Image.fromarray(draw(*last))
+
+
+def own_figures(script, checkpoint, fakes, seconds):
+    """Rows of a checkpoint of gan_2d.py, one for each epoch; `seconds` are those of a step.
+
+    They have its DISTANCES (`distance` is the sliced one) and, as means over the epoch, its METRICS. Of
+    `fakes`, those of the same z after each epoch, (N, 2): poorest, the least share of a heap, 1 if all have
+    the same; lost, how many heaps so far fell from a share of 1/2 to less than 1/10; moved, how far a fake
+    came in an epoch, the mean of the last ten.
+    """
+    heaps = script.Heaps(checkpoint["settings"]["dataset"])
+    count, lost, moves, start = len(heaps.centres), 0, [], 0
+    held = torch.zeros(count, dtype=torch.bool)
+    for (step, *values), points, before in zip(checkpoint["distances"].tolist(), fakes, [None, *fakes]):
+        distance, nearest = torch.cdist(points, heaps.centres).min(1)
+        shares = torch.bincount(nearest[distance < 3 * heaps.std], minlength=count) * count / len(points)
+        held |= shares >= 0.5
+        lost += (held & (shares < 0.1)).sum().item()
+        held &= shares >= 0.1
+        moves += [(points - before).norm(dim=1).mean().item()] if before is not None else []
+        row, step = dict(zip(script.DISTANCES, values)), int(step)
+        row |= {"step": step, "seconds": seconds * step, "distance": row.pop("sliced"), "heaps": count}
+        row |= {"poorest": shares.min().item(), "lost": lost}
+        row |= {"moved": statistics.mean(moves[-10:]) if moves else math.nan}
+        yield row | dict(zip(script.METRICS, checkpoint["history"][start:step].mean(0).tolist()))
+        start = step
 
 
 def follow(setting, seed, home, samples, device):
@@ -771,7 +828,9 @@ def follow(setting, seed, home, samples, device):
     notes, judge = folder.with_suffix(".json"), None
     images_per_step = setting.args.batch_size * getattr(setting.args, "n_critic", 1)
     rows = json.loads(notes.read_text()) if notes.is_file() else []
-    alone = setting.script == "gan_2d"  # needs no judge
+    alone = setting.script == "gan_2d"  # needs no judge, and is watched from its start to its end
+    if alone and not rows:
+        shutil.rmtree(folder, ignore_errors=True)
     for point in setting.points[-1:] if alone else setting.points:
         if any(row["step"] == point or math.isnan(row["distance"]) for row in rows):
             continue
@@ -780,13 +839,15 @@ def follow(setting, seed, home, samples, device):
                 stack.enter_context(redirect(io.StringIO()))
             if setting.change:
                 stack.enter_context(setting.change(script))
+            fakes, draw = stack.enter_context(watched(script)) if alone else (None, None)
             finite, per_step = train_until(point, script, setting, seed, folder, device)
             before = rows[-1] if rows else {"step": 0, "seconds": 0.0}
             row = {"step": point, "seconds": before["seconds"] + per_step * (point - before["step"])}
             row |= {"images": point * images_per_step, "distance": math.nan}
             if finite and alone:
-                rows += own_figures(script, script.load_checkpoint(folder / "checkpoint.pt"), per_step)
-                shutil.copyfile(sorted((folder / "samples").iterdir())[-1], picture(folder, point))
+                checkpoint = script.load_checkpoint(folder / "checkpoint.pt")
+                rows += own_figures(script, checkpoint, fakes, per_step)
+                draw().save(picture(folder, point))
                 notes.write_text(json.dumps(rows, indent=1) + "\n")
                 continue
             if finite:
@@ -885,7 +946,8 @@ def column(name, runs):
     if failed := sum(math.isnan(end["distance"]) for end in ends):
         return f"not finite in {failed} of {len(ends)}"
     if name == "all heaps":
-        return f"in {sum(end['modes'] == end['heaps'] for end in ends)} of {len(ends)}"
+        whole = [all(row["modes"] == row["heaps"] for row in rows[-5:]) for rows in runs]
+        return f"in {sum(whole)} of {len(runs)}"
     if name.startswith("first "):
         return spread([rows[0][name.removeprefix("first ")] for rows in runs])
     if name.startswith("range of "):
@@ -909,11 +971,9 @@ def column(name, runs):
         return spread([max(1, *rise) - 1 for rise in rises], ".0%")
     if name == "error":  # cyclegan.py has two
         name = next(name for name in ("error", "a2b_error") if ends[0].get(name) is not None)
-    small = name.endswith(("error", "noisy", "evidence"))  # differences of pixels
-    return spread(
-        (end[name] for end in ends),
-        ".0f" if name in ("classes", "modes", "lost") else ".4f" if small else None,
-    )
+    small = name.endswith(("error", "plain", "removed", "evidence"))  # differences of pixels
+    form = "g" if name in ("modes", "lost") else ".0f" if name == "classes" else ".4f" if small else None
+    return spread((end[name] for end in ends), form)
 
 
 def runs_of(setting, rows):
@@ -923,14 +983,15 @@ def runs_of(setting, rows):
 
 
 def table(claim, rows):
-    """A claim's rows of its CSV as a Markdown table: medians of the seeds, and in brackets the extremes."""
+    """A claim's rows of its CSV in Markdown: medians of the seeds, in brackets the extremes; the commands."""
     columns = ("steps", "minutes", "distance", *claim.columns)
-    lines = [f"| setting | command | {' | '.join(columns)} |", "| --- | --- |" + " --- |" * len(columns)]
+    lines = [f"| setting | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     for setting in claim.settings:
         runs = runs_of(setting, rows)
         cells = [column(name, runs) for name in columns]
-        lines.append(f"| {setting.label} | `{setting.command}` | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(f"| {setting.label} | {' | '.join(cells)} |")
+    commands = [f"    {setting.label}: {setting.command}" for setting in claim.settings]
+    return "\n".join([*lines, "", "<details><summary>commands</summary>", "", *commands, "", "</details>"])
 
 
 def report(name, claim, rows):
@@ -972,7 +1033,7 @@ def plot(claim, rows, home, path):
         runs = [[row for row in run if math.isfinite(row["distance"])] for run in runs_of(setting, rows)]
         # Earlier settings lie on top: one that is the first part of another's run would not be seen.
         look = {"color": f"C{i}", "zorder": 2 + count - i}
-        lines = [[[row[key] for row in run] for key in (claim.axis, claim.curve)] for run in runs]
+        lines = [[[row[key] for row in run] for key in (claim.axis, claim.curve)] for run in runs if run]
         if len(lines) >= 10:
             x = lines[0][0]
             low, y, high = zip(*(statistics.quantiles(values, n=4) for values in zip(*(y for _, y in lines))))
@@ -994,9 +1055,10 @@ def plot(claim, rows, home, path):
         "d_fake": "D(fake)",
         "error": "mean difference from the truth",
         "a2b_error": "mean difference from the truth",
-        "b2a2b_error": "mean difference after there and back",
+        "b2a2b_plain": "mean difference after there and back",
         "modes": "heaps reached",
         "gradient": "norm of G's gradient",
+        "moved": "distance a fake moves in an epoch",
     }
     for side, name in (("x", claim.axis), ("y", claim.curve)):
         curves.set(**{f"{side}label": titles.get(name, name)})

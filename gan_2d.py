@@ -113,7 +113,7 @@ class Generator(nn.Module):
 
 
 class LineGenerator(nn.Module):
-    """Noise z (N, latent_dim) to points (theta, y), y from U(-1, 1): all that it can learn is theta."""
+    """Noise z (N, latent_dim) to points of a line at x = theta, as wide as the real one; it learns theta."""
 
     def __init__(self, theta=1.5):
         super().__init__()
@@ -121,7 +121,7 @@ class LineGenerator(nn.Module):
 
     def forward(self, z):
         y = torch.erf(z[:, 0] / math.sqrt(2))  # N(0, 1) becomes U(-1, 1)
-        return torch.stack([self.theta.expand_as(y), y], 1)
+        return torch.stack([self.theta + 0.02 * z[:, 1], y], 1)
 
 
 class Discriminator(nn.Module):
@@ -318,11 +318,13 @@ def plane(fakes, heaps, cells=120, copies=1):
     return heaps.mass(edges, blur), histogram(around + blur * torch.randn_like(around), edges), edges
 
 
-def draw_plane(generator, discriminator, heaps, real, z, args):
-    """A picture (H, W, 3): on the left what D has learned, on the right the best D for these fakes.
+def draw_plane(generator, discriminator, heaps, real, z, args, epoch):
+    """A picture (H, W, 3): on the left what D has learned, on the right p / (p + q) for these fakes.
 
-    Blue is real, red is fake. Real points are dark, fakes yellow; some have arrows that show where D sends
-    them, the longer the more.
+    For that, real points and fakes get noise as wide as a heap, so that p and q are smooth. The colour is D's
+    answer: blue near 1, white at 1/2, red near 0; grey where there are no points. Scores, which are no
+    probabilities, are blue above their median. Real points are black, fakes yellow; 60 of these have arrows
+    along D's gradient, the longer the steeper.
     """
     reseed(args.seed, "picture")
     with torch.no_grad():
@@ -334,21 +336,30 @@ def draw_plane(generator, discriminator, heaps, real, z, args):
     fakes = generator(z).detach().requires_grad_()
     (push,) = torch.autograd.grad(discriminator(fakes).sum(), fakes)
     push, fakes = (push / (1 + push.norm(dim=1, keepdim=True))).cpu(), fakes.detach().cpu()
-    if args.loss not in ("non-saturating", "minimax"):  # with the others, the middle may be anywhere
-        answers = answers - answers.median()
-    known = (((p + q).clamp(min=1e-9).log10() + 6) / 2).clamp(0, 1)  # white where there are no points
-    best = torch.lerp(torch.tensor(0.5), p / (p + q).clamp(min=1e-9), known)
-    figure, window = Figure(figsize=(7.2, 3.6), dpi=100), [-heaps.side, heaps.side] * 2
-    for k, (title, colours) in enumerate({"D": answers.sigmoid(), "the best D": best}.items()):
+    probability = args.loss in ("non-saturating", "minimax")
+    if args.loss == "least-squares":
+        answers = answers.clamp(0, 1)
+    else:  # of scores, the middle may be anywhere
+        answers = (answers if probability else answers - answers.median()).sigmoid()
+    known = (((p + q).clamp(min=1e-9).log10() + 6) / 2).clamp(0, 1)
+    veil = torch.cat([torch.full((*p.shape, 3), 0.85), 1 - known[..., None]], 2)  # grey, and how opaque
+    best = "p / (p + q), the best D" if probability else "p / (p + q)"
+    maps = {f"D after epoch {epoch}": answers, best: p / (p + q).clamp(min=1e-9)}
+    look = {"cmap": colormaps["RdBu"].resampled(21), "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
+    window = {"extent": [-heaps.side, heaps.side] * 2, "origin": "lower"}
+    figure = Figure(figsize=(7.2, 3.6), dpi=100)
+    for k, (title, shades) in enumerate(maps.items()):
         axis = figure.add_axes((0.5 * k, 0, 0.5, 1), xticks=[], yticks=[], frameon=False)
-        look = {"cmap": colormaps["RdBu"].resampled(21), "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
-        axis.imshow(colours.numpy(), extent=window, origin="lower", **look)
+        axis.imshow(shades.numpy(), **look, **window)
         axis.scatter(*real.cpu().T, s=4, color="black", edgecolors="white", linewidths=0.2)
         axis.scatter(*fakes.T, s=7, color="#ffc400", edgecolors="black", linewidths=0.3)
         if k == 0:
             axis.quiver(*fakes[:60].T, *push[:60].T, color="#3d2b00", width=0.004, scale=12, zorder=3)
-        axis.set(xlim=window[:2], ylim=window[2:])
-        axis.text(0.03, 0.95, title, transform=axis.transAxes, va="top", fontsize="x-large")
+        else:
+            axis.imshow(veil.numpy(), **window)
+        axis.set(xlim=(-heaps.side, heaps.side), ylim=(-heaps.side, heaps.side))
+        label = {"facecolor": "white", "alpha": 0.8, "linewidth": 0}
+        axis.text(0.03, 0.96, title, transform=axis.transAxes, va="top", size="large", bbox=label)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
@@ -367,7 +378,7 @@ def measured_distance(theta, loss, args, steps=400):
 
     def points(count):
         with torch.no_grad():
-            return heaps.draw(count).to(args.device), generator(torch.randn(count, 1).to(args.device))
+            return heaps.draw(count).to(args.device), generator(torch.randn(count, 2).to(args.device))
 
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / steps)
@@ -414,6 +425,8 @@ def fill_in(args):
     args.d_steps = args.d_steps or (5 if args.loss == "wasserstein-gp" else 1)
     if args.penalty_weight is None:
         args.penalty_weight = {"wasserstein-gp": 10.0, "relativistic": 1.0}.get(args.loss, 0.0)
+    if args.dataset == "lines" and args.latent_dim < 2:
+        fail(f"--latent-dim: {args.latent_dim} is too few for points of lines; give 2 or more")
     if args.beta1 >= 1:
         fail(f"--beta1: {args.beta1} is not below 1; give a number from 0 to 0.9")
 
@@ -482,7 +495,7 @@ def train(args):
         epoch, done = divmod(step, steps_per_epoch)
         if step and (done == 0 or step >= last_step):  # an epoch is complete, or was before --resume
             number = math.ceil(step / steps_per_epoch)
-            picture = draw_plane(generator, discriminator, heaps, points[:400], fixed_z, args)
+            picture = draw_plane(generator, discriminator, heaps, points[:400], fixed_z, args, number)
             Image.fromarray(picture).save(folder / "samples" / f"epoch_{number:04d}.png")
             row = track(generator, discriminator, heaps, args, step)
             distances = add_row(distances, row, steps_per_epoch)

@@ -3115,7 +3115,7 @@ def test_gan_2d_pictures_are_the_right_way_up(tmp_path):
     heaps.centres = torch.tensor([[2.0, 0.0]])
     generator = lambda z: 0.1 * z + torch.tensor([0.0, 2.0])  # noqa: E731
     picture = gan_2d.draw_plane(
-        generator, lambda x: 3 * x[:, :1], heaps, heaps.draw(5), torch.randn(5, 2), args
+        generator, lambda x: 3 * x[:, :1], heaps, heaps.draw(5), torch.randn(5, 2), args, 1
     ).astype(int)
     assert picture.shape == (360, 720, 3)
     blue = picture[:, :, 2] - picture[:, :, 0]
@@ -3153,7 +3153,7 @@ def test_gan_2d_runs_resumes_and_generates(name, tmp_path, capsys, monkeypatch):
     gan_2d.main(["--generate", "300", "--checkpoint", str(tmp_path / "whole" / "checkpoint.pt")])
     points = np.loadtxt(tmp_path / "whole" / "generated" / "001" / "points.csv", delimiter=",", skiprows=1)
     assert points.shape == (300, 2)
-    assert (len({*points[:, 0]}) == 1) == (name == "lines")
+    assert (points[:, 0].std() < 0.025) == (name == "lines")  # of the real line it is 0.02
 
 
 @pytest.mark.parametrize("loss", ["minimax", "least-squares", "wasserstein-gp", "relativistic"])
@@ -4442,23 +4442,36 @@ def test_claims_arithmetic():
     # Two points each: 9, 5 falls and 10, 20 rises; 9, 6 falls and -10, -20, too; both rise.
     assert claims.column("rank correlation", [run[:2] for run in runs]) == "1.000 (-1.000 to 1.000)"
     assert claims.column("first distance", runs) == "9.000 (1.000 to 9.000)"
-    ends = [[{"distance": 1.0, "heaps": 8, "modes": modes}] for modes in (8.0, 7.0, 8.0)]
-    assert claims.column("all heaps", ends) == "in 2 of 3"
-    assert claims.column("modes", ends) == "8 (7 to 8)"
+    counts = [7, 8, 8, 8, 8, 8], [8, 8, 7, 8, 8, 8], [8, 8, 8, 8, 8, 6]  # the last five count
+    runs = [[{"distance": 1.0, "heaps": 8, "modes": float(n)} for n in run] for run in counts]
+    assert claims.column("all heaps", runs) == "in 1 of 3"
+    assert claims.column("modes", runs) == "8 (6 to 8)"
+    assert claims.column("modes", runs[1:]) == "7 (6 to 8)"
 
 
 def test_claims_count_the_heaps_that_are_lost():
+    """Of 8 heaps 80 fakes reach these two; a heap's fair share is ten of them."""
+    centres = gan_2d.Heaps("ring").centres
+    shares = (10, 70), (4, 76), (1, 79), (0, 80), (5, 75), (0, 0)
+    fakes = [torch.cat([centres[:1].repeat(n, 1), centres[3:4].repeat(m, 1)]) for n, m in shares[:-1]]
+    fakes.append(torch.full((80, 2), 99.0))
     values = dict.fromkeys(gan_2d.DISTANCES, 0.5)
-    modes = 3.0, 5.0, 2.0, 4.0, 1.0
-    table = [[2 * i, *(values | {"modes": n, "sliced": i}).values()] for i, n in enumerate(modes, 1)]
-    history = torch.arange(10.0)[:, None].expand(-1, len(gan_2d.METRICS))
-    checkpoint = {"distances": torch.tensor(table), "history": history, "settings": {"dataset": "grid"}}
-    rows = list(claims.own_figures(gan_2d, checkpoint, 0.5))
-    assert [row["lost"] for row in rows] == [0, 0, 3, 3, 6]
-    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10]
-    assert [row["seconds"] for row in rows] == [row["distance"] for row in rows] == [1, 2, 3, 4, 5]
-    assert [row["gradient"] for row in rows] == [0.5, 2.5, 4.5, 6.5, 8.5]  # the mean of two steps
-    assert {row["heaps"] for row in rows} == {25}
+    table = [[2 * i, *(values | {"modes": 7.0, "sliced": i}).values()] for i in range(1, 7)]
+    history = torch.arange(12.0)[:, None].expand(-1, len(gan_2d.METRICS))
+    checkpoint = {"distances": torch.tensor(table), "history": history, "settings": {"dataset": "ring"}}
+    rows = list(claims.own_figures(gan_2d, checkpoint, fakes, 0.5))
+    # A tenth of the fair share is one fake: the first heap is lost with none, held again with five.
+    assert [row["lost"] for row in rows] == [0, 0, 0, 1, 1, 3]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    assert [row["seconds"] for row in rows] == [row["distance"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["gradient"] for row in rows] == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5]  # the mean of two steps
+    assert {(row["heaps"], row["poorest"], row["modes"]) for row in rows} == {(8, 0, 7)}
+    apart = (centres[0] - centres[3]).norm().item() / 80
+    assert math.isnan(rows[0]["moved"])
+    assert rows[1]["moved"] == pytest.approx(6 * apart)
+    assert rows[3]["moved"] == pytest.approx((6 + 3 + 1) / 3 * apart)
+    even = [centres.repeat(10, 1)] * 2
+    assert [row["poorest"] for row in claims.own_figures(gan_2d, checkpoint, even, 1.0)] == [1, 1]
 
 
 @pytest.mark.slow
@@ -4473,14 +4486,15 @@ def test_claims_follow_the_game_in_the_plane(tmp_path, monkeypatch):
     rows = claims.read_rows(Path("results/plane.csv"))
     assert [(row["seed"], row["step"]) for row in rows] == [(42, 4), (42, 12), (43, 4), (43, 12)]
     gan_2d.main([*flags.split(), "--seed", "43", "--max-steps", "12", "--out-dir", "whole"])
-    whole = read("whole/checkpoint.pt")
+    whole, where = read("whole/checkpoint.pt"), claims.picture(setting.folder(Path("runs/claims"), 43), 12)
+    assert_same_run(setting.folder(Path("runs/claims"), 43) / "checkpoint.pt", "whole/checkpoint.pt")
     for row, measured, part in zip(rows[2:], whole["distances"][::2], (slice(4), slice(8, 12))):
         named = dict(zip(gan_2d.DISTANCES, measured[1:].tolist()))
         named |= dict(zip(gan_2d.METRICS, whole["history"][part].mean(0).tolist()))
         named["distance"] = named.pop("sliced")
         assert {name: row[name] for name in named} == pytest.approx(named, rel=1e-4)
-    last = Path("whole/samples/epoch_0003.png").read_bytes()
-    assert claims.picture(setting.folder(Path("runs/claims"), 43), 12).read_bytes() == last
+    last, drawn = (np.array(Image.open(path)) for path in ("whole/samples/epoch_0003.png", where))
+    assert np.array_equal(last, drawn)
     # Of ten runs the plot shows the median, and half of them in a band.
     claim, figures = claims.Claim("Ten", (setting,), curve="modes"), []
     ten = [rows[i] | {"seed": seed, "modes": modes} for seed, modes in enumerate(range(10)) for i in (0, 1)]
@@ -4495,24 +4509,26 @@ def test_claims_follow_the_game_in_the_plane(tmp_path, monkeypatch):
 
 
 def test_claims_find_what_a_translation_hides():
-    """G_BA writes every pixel of b into one grey level more or less; the true a tells it openly."""
+    """A smuggler adds a digit's pixels, faintly, to its mosaic; an honest G_BA draws the mosaic alone."""
     b = torch.where(torch.rand(1200, 1, 32, 32) < 0.5, 0, 255).byte()
 
-    def measured(write, a):
-        networks = {"ba": write, "ab": lambda x: 255 * (x > 127).byte()}
+    def measured(write, task="mosaic"):
+        networks = {"ba": write, "ab": lambda x: 255 * (x.float() > x.float().mean((2, 3), True)).byte()}
         faked = {"build": lambda args: networks, "load_checkpoint": lambda *args, **parts: None}
-        faked |= {"read_domains": lambda args: (None, (a, b), None), "parse_args": lambda argv: args}
-        args = types.SimpleNamespace(seed=42)
+        faked |= {"read_domains": lambda args: (None, (None, b), None)}
+        faked |= {"parse_args": lambda argv: types.SimpleNamespace(seed=42, task=task)}
         with mock.patch.multiple(cyclegan, **faked, translate=lambda network, images, args: network(images)):
             return claims.hidden(cyclegan, Path("checkpoint.pt"), "cpu")
 
-    hides = measured(lambda images: 127 + (images > 127).byte(), b)
-    assert hides["a2b_noisy"] == 0
-    assert hides["b2a2b_noisy"] == pytest.approx(0.5, abs=0.03)
-    # N(0, 12.75), rounded, keeps 127 below 127.5 with probability 0.484, and takes 128 there with 0.484.
-    shows = measured(lambda images: images, (127 + (b > 127)).byte())
-    assert shows["b2a2b_noisy"] == 0
-    assert shows["a2b_noisy"] == pytest.approx(0.5, abs=0.03)
+    hides = measured(lambda images: 127 + (images > 127).byte())
+    fewer = sum(math.comb(16, k) * min(k, 16 - k) for k in range(17)) / 2**16 / 16  # of the pixels of a block
+    assert hides["removed"] == pytest.approx(fewer / 255, rel=0.02)  # move by one grey level
+    assert hides["b2a2b_plain"] > 0.3  # it was 0
+    shows = measured(lambda images: cyclegan.draw("mosaic", images))
+    mosaic = cyclegan.draw("mosaic", b[:1000]).float()
+    expected = ((mosaic > mosaic.mean((2, 3), True)) != (b[:1000] > 127)).float().mean().item()
+    assert shows == {"removed": 0, "b2a2b_plain": pytest.approx(expected)}
+    assert measured(None, "outline") == {}
 
 
 @pytest.fixture
@@ -4614,8 +4630,8 @@ def test_claims_can_be_run(capsys):
             script = importlib.import_module(setting.script)
             metrics = [*script.METRICS, *script.DISTANCES]
             figures = {"classes", "entropy", "confidence", "class_accuracy", "precision", "recall"}
-            figures |= {"diversity", *metrics, "error", "a2b_noisy", "b2a2b_noisy", "distance of mixed"}
-            figures |= {"distance", "all heaps", "lost", "first gradient"}
+            figures |= {"diversity", *metrics, "error", "b2a2b_plain", "removed", "distance of mixed"}
+            figures |= {"distance", "all heaps", "poorest", "lost", "moved", "first gradient", "first d_fake"}
             figures |= {f"{name}_{space}" for name in ("path", "linear") for space in "zw"}
             figures |= {f"{name}_{2**k}" for name in ("class", "slant", "ink") for k in range(2, 6)}
             figures |= {f"{name} at {psi}" for name in claims.TRUNCATED for psi in claims.PSI}
