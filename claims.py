@@ -442,7 +442,7 @@ CLAIMS = {
             other(P2P, "no L1, sees it", "--l1-weight 0 --epochs 1"),
             other(P2P, "no L1, does not", "--no-condition --l1-weight 0 --epochs 1"),
         ),
-        TRANSLATED,
+        ("classes", *TRANSLATED),
         curve="error",
     ),
     "cycle": Claim(

@@ -33,8 +33,8 @@ G_AB is then asked to leave pictures of B as they are (A and B need the same num
 
 Papers: Zhu et al. 2017, arXiv 1703.10593; Mao et al. 2016, 1611.04076 (least squares); Shrivastava et al.
 2016, 1612.07828 (pool); Chu et al. 2017, 1712.02950 (hiding). Departures: small pictures, no random cropping
-or mirroring, half the width, four residual blocks for up to 64 pixels, batches of 16 (the paper: 1), and a
-pool of 50 steps (the paper: of 50 images).
+or mirroring, half the width, four residual blocks for up to 64 pixels, patches of 16 pixels (the paper: 70),
+batches of 16 (the paper: 1), and a pool of 50 steps (the paper: of 50 images).
 """
 
 import argparse

@@ -27,14 +27,15 @@ What to watch: the pictures in samples/, rows of questions, answers and truths. 
 L_G. If G were perfect, L_D and `g_loss` would both be log 2 = 0.69; if D wins, `g_loss` grows. After each
 epoch, 1,000 test images are translated. `error` is their mean difference from the truth (0 to 1). `evidence`
 asks the question again: how far is the mosaic of the answer from the question (0 to 1)? `sharpness` compares
-neighbouring pixels: 1 is as sharp as the truth, less is blurred, more is noisy. L1 alone (--gan-weight 0)
-aims at a small `error` and nothing else: after one epoch it had 2% less of it, but a `sharpness` of 0.92, not
-0.96 (RESULTS.md, l1).
+neighbouring pixels: 1 is as sharp as the truth; less means blurred, faint or missing strokes, more means
+noise. L1 alone (--gan-weight 0) aims at a small `error` and nothing else: after one epoch it had 2% less of
+it, but a `sharpness` of 0.92, not 0.96 (RESULTS.md, l1).
 
 Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: small
-pictures and half the width, batches of 32 (the paper: 1 to 10), rates that fall to 0 in the second half, as
-in the authors' later code, no random cropping or mirroring, and at test time no dropout and the running
-statistics of batch normalisation, so that an answer does not depend on what else is in its batch.
+pictures, so that two layers have dropout, not three; half the width, batches of 32 (the paper: 1 to 10),
+rates that fall to 0 in the second half, as in the authors' later code, no random cropping or mirroring, and
+at test time no dropout and the running statistics of batch normalisation, so that an answer does not depend
+on what else is in its batch.
 """
 
 import argparse
