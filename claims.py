@@ -98,6 +98,18 @@ def generator_of_cyclegan(script):
     return mock.patch.object(script, "build", lambda args: cyclegan.Generator(*args.channels))
 
 
+def frozen_mapping(script):
+    """A mapping of stylegan.py that stays as it was drawn."""
+    original = script.build
+
+    def build(args):
+        generator = original(args)
+        generator.mapping.requires_grad_(False)
+        return generator
+
+    return mock.patch.object(script, "build", build)
+
+
 LAST = 14_040  # the discriminator's last step, for the claim about collapse: 30 epochs of vanilla_gan.py
 
 
@@ -208,8 +220,10 @@ DCGAN_AHEAD = "--lr-d 2e-3 --lr-g 1e-5"
 P2P = Setting("L1 and GAN", "pix2pix", (625, 1250, 1875), f"--epochs 1 {BF16}")
 TRANSLATED = "error", "evidence", "sharpness", "class_accuracy", "precision", "recall"
 STYLE = Setting("5 epochs", "stylegan", epochs(1875, 1, 2, 3, 4, 5), BF16)
-STYLE_FASHION = Setting("garments", "stylegan", (9375,), f"--dataset fashion_mnist {BF16}")
-TRUNCATED = "distance", "precision", "recall", "confidence"
+STYLE_2 = STYLE.until(3750)
+STYLE_FASHION = replace(STYLE_2, label="garments", flags=f"--dataset fashion_mnist {BF16}")
+UNMAPPED = replace(STYLE_2, label="no mapping", flags=f"--mapping-layers 0 {BF16}")
+TRUNCATED = "distance", "precision", "recall"
 PSI = 0.7, 0.4
 UNPAIRED = "--norm instance --no-condition --batch-size 16 --epochs 1"  # as cyclegan.py has it
 CYCLE = Setting("cycle 10", "cyclegan", (938, 1875), f"--epochs 1 {BF16}")
@@ -476,29 +490,29 @@ CLAIMS = {
         seeds=SEEDS[:1],
     ),
     "style-w": Claim(
-        "StyleGAN: W is less entangled than Z, because of the mapping",
+        "StyleGAN: W is less entangled than Z, because the mapping has learned it",
         (
-            STYLE.until(3750, "8 layers"),
-            other(STYLE, "none", "--mapping-layers 0", 3750),
+            replace(STYLE_2, label="8 layers"),
+            replace(STYLE_2, label="8 layers, as they were drawn", change=frozen_mapping),
+            UNMAPPED,
         ),
-        ("path_z", "path_w", "linear_z", "linear_w", "recall"),
+        ("path_z", "path_w", "path_w / path_z", "linear_z", "linear_w", "entropy", "recall"),
+        curve="path_w",
     ),
     "style-coarse-fine": Claim(
         "StyleGAN: styles of low resolution decide the shape, those of high resolution the surface",
-        (replace(STYLE, label="digits"), STYLE_FASHION),
-        tuple(f"{name}_{side}" for name in ("class", "slant", "ink") for side in (4, 8, 16, 32)),
-        seeds=SEEDS[:1],
+        (replace(STYLE_2, label="digits"), STYLE_FASHION),
+        tuple(f"{name}_{side}" for name in ("class", "shape", "inside") for side in (4, 8, 16, 32)),
     ),
     "truncation": Claim(
         "StyleGAN: a smaller psi trades variety for quality",
-        (STYLE,),
-        ("precision", "recall", "confidence")
-        + tuple(f"{name} at {psi}" for psi in PSI for name in TRUNCATED),
-        seeds=SEEDS[:1],
+        (replace(STYLE_2, label="in W"), UNMAPPED),
+        ("precision", "recall", *(f"{name} at {psi}" for psi in PSI for name in TRUNCATED)),
     ),
     "r1": Claim(
-        "StyleGAN: the weight of R1 matters",
+        "StyleGAN needs R1, and a gamma near 10",
         (
+            other(STYLE, "0", "--r1-weight 0", 1875),
             other(STYLE, "0.1", "--r1-weight 0.1", 1875),
             other(STYLE, "1", "--r1-weight 1", 1875),
             STYLE.until(1875, "10"),
@@ -508,8 +522,8 @@ CLAIMS = {
     ),
     "style-mixing": Claim(
         "StyleGAN: images of two styles in training make styles exchangeable",
-        (STYLE.until(3750, "mixing 0.9"), other(STYLE, "no mixing", "--mixing 0", 3750)),
-        ("distance of mixed", "recall", "path_w"),
+        (replace(STYLE_2, label="mixing 0.9"), other(STYLE_2, "no mixing", "--mixing 0")),
+        ("distance of mixed", "distance of mixed / distance", *(f"class_{side}" for side in (4, 8, 16, 32))),
     ),
     "hidden": Claim(
         "CycleGAN: a translation hides what it takes to undo it",
@@ -658,7 +672,7 @@ def entanglement(script, generator, network, pairs=2000, count=10_000):
     path_z, path_w: stylegan.py's path_lengths of the same 2,000 pairs in features of length 1, epsilon 1e-4,
     in float64; the mean without the least and the largest 1% (Karras et al. 2018, section 4.1; their features
     are VGG's). A line is shorter than its arc: compare their ratio with that of --mapping-layers 0.
-    linear_z, linear_w: how often a ridge regression on z (each of length 1), or on w, tells the class that
+    linear_z, linear_w: how often a ridge regression on z (all of one length), or on w, tells the class that
     the classifier sees; fitted to the first half of 10,000 samples, tested on the second.
     """
     device, found = generator.w_avg.device, {}
@@ -678,7 +692,8 @@ def entanglement(script, generator, network, pairs=2000, count=10_000):
     images = script.sample(generator, z).to(device)
     logits = torch.cat([network(network.prepare(part))[1] for part in images.split(500)])
     classes, half = logits.argmax(1), count // 2
-    for space, x in (("z", F.normalize(z)), ("w", generator.mapping(z))):
+    length = generator.latent_dim**0.5  # that of w, about: the ridge is the same for both
+    for space, x in (("z", length * F.normalize(z)), ("w", generator.mapping(z))):
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1).double()
         ridge = x[:half].T @ x[:half] + 1e-3 * half * torch.eye(x.shape[1], dtype=x.dtype, device=device)
         weight = torch.linalg.solve(ridge, x[:half].T @ F.one_hot(classes[:half]).double())
@@ -704,8 +719,9 @@ def influence(script, generator, network, names, pairs=1000):
 
     Of pairs of styles w1, w2, the layers of one resolution get w2, the others keep w1. The figure hair_16,
     for example, is how often the classifier then sees other hair than with w1 alone, over how often it does
-    with w2 alone. `names` are the attributes that it knows. Of digits and garments there are also ink, their
-    brightness, and slant, their skew: for these, mean differences are compared.
+    with w2 alone. `names` are the attributes that it knows. Of digits and garments there are also shape, the
+    share of two silhouettes that only one of them has; inside, the mean brightness within the silhouette; and
+    slant, the skew: for the last two, mean differences are compared.
     """
     script.reseed("influence")
     z = torch.randn(2 * pairs, generator.latent_dim).to(generator.w_avg.device)
@@ -721,19 +737,26 @@ def influence(script, generator, network, names, pairs=1000):
         seen = {name: part.argmax(1) for name, part in zip(names, parts)}
         if names == ["class"]:
             light = prepared[:, 0].double() + 1e-9
+            outline = light > 0.2
             y, x = (torch.arange(28, device=w1.device) - 13.5 for _ in "yx")
             mass = light.sum((1, 2))
             dy = y - (light.sum(2) @ y.double() / mass)[:, None]
             dx = x - (light.sum(1) @ x.double() / mass)[:, None]
             skew = torch.einsum("nyx,ny,nx->n", light, dy, dx) / torch.einsum("nyx,ny->n", light, dy**2)
-            seen |= {"ink": mass, "slant": skew}
+            inside = (light * outline).sum((1, 2)) / outline.sum((1, 2)).clamp(min=1)
+            seen |= {"shape": outline, "inside": inside, "slant": skew}
         return seen
 
     def apart(one, two):
-        pairs = {name: (one[name], two[name]) for name in one}
-        counted = {name: x != y for name, (x, y) in pairs.items() if name in names}
-        measured = {name: (x - y).abs() for name, (x, y) in pairs.items() if name not in names}
-        return {name: x.double().mean() for name, x in (counted | measured).items()}
+        means = {}
+        for name, x in one.items():
+            y = two[name]
+            if name == "shape":
+                differ = 1 - (x & y).sum((1, 2)) / (x | y).sum((1, 2)).clamp(min=1)
+            else:
+                differ = x != y if name in names else (x - y).abs()
+            means[name] = differ.double().mean()
+        return means
 
     start, found = attributes(first), {}
     whole = apart(start, attributes(second))
@@ -948,6 +971,9 @@ def column(name, runs):
     if name == "all heaps":
         whole = [all(row["modes"] == row["heaps"] for row in rows[-5:]) for rows in runs]
         return f"in {sum(whole)} of {len(runs)}"
+    if " / " in name:
+        over, under = name.split(" / ")
+        return spread(end[over] / end[under] for end in ends)
     if name.startswith("first "):
         return spread([rows[0][name.removeprefix("first ")] for rows in runs])
     if name.startswith("range of "):

@@ -35,7 +35,8 @@ lines. A line is shorter than its arc: if W were Z and G linear, path_w would be
 
 Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196 (equalised rates, minibatch deviation); 2019,
 1912.04958 (R1 in few steps); Mescheder et al. 2018, 1801.04406. Departures: full size from the start, small
-networks, the fakes of D's step used again in G's, a rate of 2e-3, one cut per image, psi in all layers.
+networks, a first constant from N(0, 1), not ones, D's halving before the second convolution of a stage, not
+in it, the fakes of D's step used again in G's, a rate of 2e-3, one cut per image, psi in all layers.
 """
 
 import argparse
