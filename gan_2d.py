@@ -1,34 +1,37 @@
 """A GAN in the plane: the whole game on points, where everything can be drawn and computed.
 
     python gan_2d.py                                # eight heaps of points on a ring, into runs/gan_2d/001
-    python gan_2d.py --dataset grid --loss relativistic
+    python gan_2d.py --lr-d 1e-2 --lr-g 1e-4        # D learns a hundred times as fast: mode collapse
     python gan_2d.py --dataset lines                # how far apart are two lines? See landscape.png
 
 A generator G turns random numbers z into points. It should learn to make points like the real ones, but it
-never sees those. A discriminator D looks at one point at a time and says how likely it is to be real: near 1
-for real, near 0 for fake. D learns from both kinds. G learns only from D: a gradient tells it in which
-direction to move each of its points so that D takes it for real. Those are the arrows in the pictures.
+never sees those. A discriminator D looks at one point at a time and says how likely it is to be real. D
+learns from both kinds. G learns only from D: a gradient tells it in which direction to move each of its
+points so that D takes it for real.
 
     L_D = -E[log D(x)] - E[log(1 - D(G(z)))]
     L_G = -E[log D(G(z))]
 
-In the plane we can compute what cannot be seen with images. Where the real points have density p and the
-fakes q, the best possible D is p / (p + q): the map on the right, beside the D that was learned. With that D,
-L_D would be 2 log 2 - 2 JS, where JS is the Jensen-Shannon divergence of p and q: 0 if they are equal, log 2
-if they share no place. With any other D, log 2 - L_D / 2 is less: D's loss tells how far apart p and q are
-only as well as D plays. In the default run it says 0.03 at the end, and JS is 0.31. The pictures show why:
-the fakes lie on thin lines through the heaps, and this D is too smooth to see that.
+In the plane we can compute what cannot be seen with images. Where real points have density p and fakes q,
+L_D is least for D = p / (p + q), since that maximises p log D + q log(1 - D): 1 where all points are real,
+0 where all are fake, and 1/2 everywhere once q = p. With this best D, L_D is 2 log 2 - 2 JS. JS is the
+Jensen-Shannon divergence, 0 if p = q, and log 2 = 0.69 if real points and fakes are never in the same place.
+Any other D has a larger loss, so that js_d = log 2 - L_D / 2 is less than JS. In the default run js_d is 0.03
+at the end, and JS is 0.31: the fakes lie on thin lines through the heaps, and this D is too smooth to see it.
 
-What to watch: samples/ and progress.gif, blue for real and red for fake. In the default run the fakes first
-lie everywhere, after four epochs on a ring, and then gather at the heaps; some stay on the way between two
-heaps to the end, because G is continuous and has to cross the gaps. If fakes reach few heaps only, or run
-from one to the next for ever, that is mode collapse: `modes` counts the heaps that have a hundredth of the
-fakes or more. `js` is JS, from a histogram; `js_d` what D's loss says it is; `gradient` how strongly G is
-pushed.
+What to watch: progress.gif, with the learned D on the left and the best D on the right: blue says real, red
+says fake, white cannot tell (grey: no points). Real points are black, fakes yellow; arrows show where D's
+gradient sends some. The fakes are everywhere at first, after four epochs on a ring, and then gather at the
+heaps. Some stay on the way between two: z fills one connected region, G is continuous, and so the fakes are
+connected, too. In history.csv, `modes` counts the heaps that have a hundredth of the fakes or more. Mode
+collapse is when they are few: the second command ends with nine fakes in ten at two heaps.
 
-Then change the rules with --loss. minimax: G lowers E[log(1 - D(G(z)))], and is hardly pushed while D is
-sure. wasserstein-gp: the critic of wgan_gp.py. least-squares: as in cyclegan.py. relativistic: D compares a
-real point with a fake one, and penalties keep it flat at both.
+Then change the rules with --loss. minimax: G lowers E[log(1 - D(G(z)))], which is flat where D is sure of a
+fake; RESULTS.md (plane-minimax) says what became of that. least-squares: D should say 1 and 0, and G is
+pulled towards 1 (cyclegan.py). wasserstein-gp: D gives scores, as far apart as a slope near 1 allows
+(wgan_gp.py). relativistic: D compares a real point with a fake one, and a penalty holds its slope down at
+both. landscape.png: lines that touch nowhere have JS = log 2 however far apart they are, so that JS does not
+tell where to go; Wasserstein's distance does.
 
 Papers: Goodfellow et al. 2014, arXiv 1406.2661; Arjovsky et al. 2017, 1701.07875 (example 1: two lines);
 Gulrajani et al. 2017, 1704.00028 (penalty); Mao et al. 2016, 1611.04076 (least squares); Jolicoeur-Martineau
@@ -341,7 +344,7 @@ def draw_plane(generator, discriminator, heaps, real, z, args, epoch):
         answers = answers.clamp(0, 1)
     else:  # of scores, the middle may be anywhere
         answers = (answers if probability else answers - answers.median()).sigmoid()
-    known = (((p + q).clamp(min=1e-9).log10() + 6) / 2).clamp(0, 1)
+    known = ((p + q).clamp(min=1e-9).log10() + 5).clamp(0, 1)  # from 1e-5 to 1e-4 of the points in a cell
     veil = torch.cat([torch.full((*p.shape, 3), 0.85), 1 - known[..., None]], 2)  # grey, and how opaque
     best = "p / (p + q), the best D" if probability else "p / (p + q)"
     maps = {f"D after epoch {epoch}": answers, best: p / (p + q).clamp(min=1e-9)}
