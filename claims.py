@@ -322,7 +322,7 @@ CLAIMS = {
     "estimate": Claim(
         "The Wasserstein estimate of WGAN-GP tracks the quality of the samples",
         (WGAN_GP.until(1870, "five steps of the critic"), ONE_STEP, NORMED),
-        ("wasserstein", "rank correlation"),
+        ("wasserstein", "rank correlation", "rank correlation of changes"),
         "wasserstein",
     ),
     "n-critic": Claim(
@@ -979,8 +979,10 @@ def column(name, runs):
     if name.startswith("range of "):
         values = [row[name.removeprefix("range of ")] for rows in runs for row in rows]
         return f"{min(values):.3f} to {max(values):.3f}"
-    if name == "rank correlation":
+    if name.startswith("rank correlation"):
         pairs = [[[row[key] for row in rows] for key in ("wasserstein", "distance")] for rows in runs]
+        if name.endswith("of changes"):  # from point to point; both fall anyway
+            pairs = [[[b / a for a, b in itertools.pairwise(some)] for some in pair] for pair in pairs]
         return spread(rank_correlation(*pair) for pair in pairs)
     if name.endswith(("doubled", "halved")):
         key, change = name.split()

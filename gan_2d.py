@@ -13,25 +13,26 @@ points so that D takes it for real.
     L_G = -E[log D(G(z))]
 
 In the plane we can compute what cannot be seen with images. Where real points have density p and fakes q,
-L_D is least for D = p / (p + q), since that maximises p log D + q log(1 - D): 1 where all points are real,
-0 where all are fake, and 1/2 everywhere once q = p. With this best D, L_D is 2 log 2 - 2 JS. JS is the
-Jensen-Shannon divergence, 0 if p = q, and log 2 = 0.69 if real points and fakes are never in the same place.
-Any other D has a larger loss, so that js_d = log 2 - L_D / 2 is less than JS. In the default run js_d is 0.03
-at the end, and JS is 0.31: the fakes lie on thin lines through the heaps, and this D is too smooth to see it.
+the best answer maximises p log D + q log(1 - D). That is D = p / (p + q): 1 where all points are real, 0
+where all are fake, and 1/2 everywhere once q = p. Put it into L_D, and L_D = 2 log 2 - 2 JS, where JS is the
+Jensen-Shannon divergence, E[log 2p/(p + q)] / 2 over real points + E[log 2q/(p + q)] / 2 over fakes: 0 if
+q = p, log 2 = 0.69 if they are never in the same place. So js_d = log 2 - L_D / 2 is what D's loss says of
+JS, and it is too low unless D is the best. In the default run it says 0.03 at the end, where JS is 0.31: at
+each heap the fakes lie on a thin line, and the learned D changes too slowly across it.
 
 What to watch: progress.gif, with the learned D on the left and the best D on the right: blue says real, red
 says fake, white cannot tell (grey: no points). Real points are black, fakes yellow; arrows show where D's
 gradient sends some. The fakes are everywhere at first, after four epochs on a ring, and then gather at the
-heaps. Some stay on the way between two: z fills one connected region, G is continuous, and so the fakes are
-connected, too. In history.csv, `modes` counts the heaps that have a hundredth of the fakes or more. Mode
-collapse is when they are few: the second command ends with nine fakes in ten at two heaps.
+heaps, or modes. Some stay on the way between two: z comes from one connected region, so the fakes are
+connected, too. Mode collapse is when fakes reach few heaps; `modes` in history.csv counts those that have a
+hundredth of them. The second command ends with nine fakes in ten at two heaps. In its last picture D says
+"real" of almost all the rest of the plane, and is flat there: nothing calls the fakes back.
 
-Then change the rules with --loss. minimax: G lowers E[log(1 - D(G(z)))], which is flat where D is sure of a
-fake; RESULTS.md (plane-minimax) says what became of that. least-squares: D should say 1 and 0, and G is
-pulled towards 1 (cyclegan.py). wasserstein-gp: D gives scores, as far apart as a slope near 1 allows
-(wgan_gp.py). relativistic: D compares a real point with a fake one, and a penalty holds its slope down at
-both. landscape.png: lines that touch nowhere have JS = log 2 however far apart they are, so that JS does not
-tell where to go; Wasserstein's distance does.
+Then change the rules with --loss. minimax: G lowers E[log(1 - D(G(z)))], whose gradient vanishes where D is
+sure of a fake; it did, and came back (RESULTS.md, plane-minimax). least-squares: cyclegan.py explains it.
+wasserstein-gp: D gives scores, as far apart as a slope near 1 allows (wgan_gp.py). relativistic: only the
+difference of D at a real point and at a fake counts, and a penalty keeps D's slope small at both. And lines,
+landscape.png: while they do not touch, JS is log 2 and does not tell where to go; Wasserstein's distance does.
 
 Papers: Goodfellow et al. 2014, arXiv 1406.2661; Arjovsky et al. 2017, 1701.07875 (example 1: two lines);
 Gulrajani et al. 2017, 1704.00028 (penalty); Mao et al. 2016, 1611.04076 (least squares); Jolicoeur-Martineau

@@ -4456,6 +4456,11 @@ def test_claims_arithmetic():
             row["wasserstein"] = (1, -1, 2)[i] * row["step"]
     # Two points each: 9, 5 falls and 10, 20 rises; 9, 6 falls and -10, -20, too; both rise.
     assert claims.column("rank correlation", [run[:2] for run in runs]) == "1.000 (-1.000 to 1.000)"
+    # From point to point, of the third run: the distance 3, 4/3, 5/4 times, the estimate 2, 3/2, 4/3 times.
+    changes = claims.column("rank correlation of changes", [runs[2][:4], runs[2][:4]])
+    assert changes == "1.000"
+    runs[2][3]["distance"] = 40.0  # ratios 3, 4/3 and 10
+    assert claims.column("rank correlation of changes", [runs[2][:4]]) == "-0.500"
     assert claims.column("first distance", runs) == "9.000 (1.000 to 9.000)"
     counts = [7, 8, 8, 8, 8, 8], [8, 8, 7, 8, 8, 8], [8, 8, 8, 8, 8, 6]  # the last five count
     runs = [[{"distance": 1.0, "heaps": 8, "modes": float(n)} for n in run] for run in counts]
@@ -4651,7 +4656,8 @@ def test_claims_can_be_run(capsys):
             figures |= {f"{name}_{space}" for name in ("path", "linear") for space in "zw"}
             figures |= {f"{name}_{2**k}" for name in ("class", "shape", "inside") for k in range(2, 6)}
             figures |= {f"{name} at {psi}" for name in claims.TRUNCATED for psi in claims.PSI}
-            known = {f"range of {metric}" for metric in metrics} | {"rank correlation"} | figures
+            known = {f"range of {metric}" for metric in metrics} | figures
+            known |= {"rank correlation", "rank correlation of changes"}
             known |= {"spread over seeds", "spread over the last five", "largest rise", "distance doubled"}
             known |= {f"{name} halved" for name in figures}
             known |= {"path_w / path_z", "distance of mixed / distance"}
