@@ -3153,7 +3153,31 @@ def test_gan_2d_runs_resumes_and_generates(name, tmp_path, capsys, monkeypatch):
     gan_2d.main(["--generate", "300", "--checkpoint", str(tmp_path / "whole" / "checkpoint.pt")])
     points = np.loadtxt(tmp_path / "whole" / "generated" / "001" / "points.csv", delimiter=",", skiprows=1)
     assert points.shape == (300, 2)
-    assert (points[:, 0].std() < 0.025) == (name == "lines")  # of the real line it is 0.02
+    assert (0.015 < points[:, 0].std() < 0.025) == (name == "lines")  # of the real line it is 0.02
+
+
+def test_gan_2d_divergence_by_the_loss():
+    """Of a D that does not know log 2 - log 2 = 0, of one that is sure and right log 2."""
+    args = types.SimpleNamespace(seed=1, latent_dim=2, device="cpu", loss="non-saturating")
+    heaps, column = gan_2d.Heaps("ring"), 1 + gan_2d.DISTANCES.index("js_d")
+    far = lambda z: z + 99  # noqa: E731
+    for judge, expected in ((lambda x: 0 * x[:, :1], 0), (lambda x: 9 - x[:, :1], math.log(2))):
+        found = gan_2d.track(far, judge, heaps, args, 1)[0, column].item()
+        assert found == pytest.approx(expected, abs=2e-3)
+
+
+def test_gan_2d_d_takes_its_steps():
+    """Each on its own batch, and then G takes one."""
+    g, d = gan_2d.Generator(width=8), gan_2d.Discriminator(8)
+    seen, taken = [], []
+    d.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0].detach().clone()))
+    steps = {name: Recorder(network) for name, network in (("g", g), ("d", d))}
+    for name, step in steps.items():
+        step.step = lambda name=name: taken.append(name)
+    real = torch.arange(24.0).view(12, 2)
+    gan_2d.train_step(g, d, steps["g"], steps["d"], real, 2, "non-saturating", 3, 0.0)
+    assert taken == ["d", "d", "d", "g"]
+    assert torch.equal(torch.cat([batch for batch in seen[:6] if batch.max() > 3]), real)
 
 
 @pytest.mark.parametrize("loss", ["minimax", "least-squares", "wasserstein-gp", "relativistic"])
@@ -3171,6 +3195,7 @@ def test_gan_2d_flags_that_are_bad(tmp_path, capsys):
         "--dataset mnist",
         "--loss hinge",
         "--beta1 1",
+        "--latent-dim 1 --dataset lines",
         "--d-steps 0",
         "--points 0",
         "--batch-size 20000",
@@ -4472,19 +4497,19 @@ def test_claims_arithmetic():
 def test_claims_count_the_heaps_that_are_lost():
     """Of 8 heaps 80 fakes reach these two; a heap's fair share is ten of them."""
     centres = gan_2d.Heaps("ring").centres
-    shares = (10, 70), (4, 76), (1, 79), (0, 80), (5, 75), (0, 0)
+    shares = (10, 70), (4, 76), (1, 79), (0, 80), (0, 80), (5, 75), (0, 0)
     fakes = [torch.cat([centres[:1].repeat(n, 1), centres[3:4].repeat(m, 1)]) for n, m in shares[:-1]]
     fakes.append(torch.full((80, 2), 99.0))
     values = dict.fromkeys(gan_2d.DISTANCES, 0.5)
-    table = [[2 * i, *(values | {"modes": 7.0, "sliced": i}).values()] for i in range(1, 7)]
-    history = torch.arange(12.0)[:, None].expand(-1, len(gan_2d.METRICS))
+    table = [[2 * i, *(values | {"modes": 7.0, "sliced": i}).values()] for i in range(1, 8)]
+    history = torch.arange(14.0)[:, None].expand(-1, len(gan_2d.METRICS))
     checkpoint = {"distances": torch.tensor(table), "history": history, "settings": {"dataset": "ring"}}
     rows = list(claims.own_figures(gan_2d, checkpoint, fakes, 0.5))
-    # A tenth of the fair share is one fake: the first heap is lost with none, held again with five.
-    assert [row["lost"] for row in rows] == [0, 0, 0, 1, 1, 3]
-    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
-    assert [row["seconds"] for row in rows] == [row["distance"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert [row["gradient"] for row in rows] == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5]  # the mean of two steps
+    # A tenth of the fair share is one fake: the first heap is lost with none, once, held again with five.
+    assert [row["lost"] for row in rows] == [0, 0, 0, 1, 1, 1, 3]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12, 14]
+    assert [row["seconds"] for row in rows] == [row["distance"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert [row["gradient"] for row in rows] == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5]  # means of two steps
     assert {(row["heaps"], row["poorest"], row["modes"]) for row in rows} == {(8, 0, 7)}
     apart = (centres[0] - centres[3]).norm().item() / 80
     assert math.isnan(rows[0]["moved"])
@@ -4594,7 +4619,7 @@ def test_claims_measure_how_straight_the_spaces_of_styles_are(styled):
 
 @pytest.mark.slow
 def test_claims_measure_what_a_resolution_decides(styled):
-    """Here the styles at 4 decide the brightness, and those at 8 and 16 the slant by halves."""
+    """Here the styles at 4 decide the brightness, those at 8 and 16 the slant by halves, at 32 the width."""
     generator, network = styled
     sides = [layer.noise.shape[-1] for layer in generator.synthesis.layers]
 
@@ -4602,21 +4627,34 @@ def test_claims_measure_what_a_resolution_decides(styled):
         layers = generator.synthesis.layers
 
         def forward(self, ws):
-            by = {side: torch.tanh(4 * ws[:, sides.index(side), 0]) for side in (4, 8, 16)}
+            by = {side: torch.tanh(4 * ws[:, sides.index(side), 0]) for side in (4, 8, 16, 32)}
             lean = (by[8] + by[16])[:, None, None]
             y, x = torch.meshgrid(torch.arange(32.0) - 15.5, torch.arange(32.0) - 15.5, indexing="ij")
-            stroke = torch.exp(-((x - lean * y / 4) ** 2) / 8) * (y.abs() < 8)
+            width = (2 + by[32])[:, None, None] * 4
+            stroke = torch.exp(-((x - lean * y / 4) ** 2) / width) * (y.abs() < 8)
             return (stroke * (1.5 + by[4][:, None, None]) * 0.8 - 1)[:, None]
 
     generator.synthesis = Draws()
     found = claims.influence(stylegan, generator, network, ["class"], 200)
     assert found["inside_4"] > 0.8
-    assert found["inside_32"] == found["slant_32"] == found["shape_32"] == 0
+    assert found["inside_32"] < 0.2  # the amount of light is another
     assert found["slant_4"] < 0.1
     assert 0.3 < found["slant_8"] < 0.9
     assert 0.3 < found["slant_16"] < 0.9
     assert found["shape_8"] > 0.3 > found["inside_8"]
     assert {name.split("_")[0] for name in found} == {"class", "shape", "inside", "slant"}
+    # Of two silhouettes, what only one has over what either has.
+    stylegan.reseed("influence")
+    styles = generator.mapping(torch.randn(400, 16))
+    first, second = (generator.spread(part) for part in styles.chunk(2))
+    fine = torch.where(torch.tensor([side == 32 for side in sides])[:, None], second, first)
+    with torch.no_grad():
+        masks = [
+            generator.synthesis(ws)[:, 0].double().add(1).mul(127.5).round() > 51
+            for ws in (first, second, fine)
+        ]
+    apart = [((masks[0] ^ m).sum((1, 2)) / (masks[0] | m).sum((1, 2))).mean().item() for m in masks[1:]]
+    assert found["shape_32"] == pytest.approx(apart[1] / apart[0], rel=1e-3)
     network.classes = [4, 6]  # two attributes, as of faces
     found = claims.influence(stylegan, generator, network, ["hair", "skin"], 50)
     assert {*found} == {f"{name}_{side}" for name in ("hair", "skin") for side in (4, 8, 16, 32)}
