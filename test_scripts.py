@@ -2999,6 +2999,9 @@ def test_gan_2d_has_the_frame():
     titles = [title.split(":")[0] for title, _ in sections("gan_2d")]
     assert [title for title in titles if title != "Plane"] == SECTIONS
     assert section("gan_2d", "Plumbing") == section("dcgan_mnist", "Plumbing")
+    lengths = {title.split(":")[0]: text.count("\n") for title, text in sections("gan_2d")}
+    assert lengths.pop("Plane") < 180
+    assert sum(lengths.values()) - lengths["Plumbing"] < 340
     assert gan_2d.__doc__.count("\n") < 40
 
 
