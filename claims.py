@@ -796,7 +796,7 @@ def train_until(step, script, setting, seed, folder, device):
 def watched(script):
     """In a run of gan_2d.py, a list of what G makes of the same 5,000 z after each epoch; and how to draw.
 
-    Drawing takes a third of a run's time: pictures are black, and a function draws the last.
+    Drawing takes a fourth of a run's time: pictures are black, and a function draws the last.
     """
     track, draw, fakes, last = script.track, script.draw_plane, [], []
 

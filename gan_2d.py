@@ -17,8 +17,8 @@ the best answer maximises p log D + q log(1 - D). That is D = p / (p + q): 1 whe
 where all are fake, and 1/2 everywhere once q = p. Put it into L_D, and L_D = 2 log 2 - 2 JS, where JS is the
 Jensen-Shannon divergence, E[log 2p/(p + q)] / 2 over real points + E[log 2q/(p + q)] / 2 over fakes: 0 if
 q = p, log 2 = 0.69 if they are never in the same place. So js_d = log 2 - L_D / 2 is what D's loss says of
-JS, and it is too low unless D is the best. In the default run it says 0.03 at the end, where JS is 0.31: at
-each heap the fakes lie on a thin line, and the learned D changes too slowly across it.
+JS, and it is too low unless D is the best. In the default run it says 0.03 at the end, where JS is 0.31,
+mostly because the fakes of a heap lie on a thin line: the learned D changes too slowly across it.
 
 What to watch: progress.gif, with the learned D on the left and the best D on the right: blue says real, red
 says fake, white cannot tell (grey: no points). Real points are black, fakes yellow; arrows show where D's
@@ -31,8 +31,8 @@ hundredth of them. The second command ends with nine fakes in ten at two heaps. 
 Then change the rules with --loss. minimax: G lowers E[log(1 - D(G(z)))], whose gradient vanishes where D is
 sure of a fake; it did, and came back (RESULTS.md, plane-minimax). least-squares: cyclegan.py explains it.
 wasserstein-gp: D gives scores, as far apart as a slope near 1 allows (wgan_gp.py). relativistic: only the
-difference of D at a real point and at a fake counts, and a penalty keeps D's slope small at both. lines, in
-landscape.png: while they do not touch, JS is log 2 and does not tell where to go; Wasserstein's does.
+difference of D at a real point and at a fake counts, and a penalty keeps D's slope small at both. Last, the
+lines of landscape.png: while they do not touch, JS is log 2 and cannot say where to go; Wasserstein can.
 
 Papers: Goodfellow et al. 2014, arXiv 1406.2661; Arjovsky et al. 2017, 1701.07875 (example 1: two lines);
 Gulrajani et al. 2017, 1704.00028 (penalty); Mao et al. 2016, 1611.04076 (least squares); Jolicoeur-Martineau
