@@ -18,14 +18,14 @@ generated images of that class.
 What is new against dcgan_mnist.py: in G, ten learned numbers for the class are appended to z. In D, a learned
 picture for the class is a second channel beside the image. Both are embeddings, tables with one row for each
 class. The fakes are made for the classes of the real batch. --mlp takes a minimal generator, with one hidden
-layer.
+layer; --shallow is explained in dcgan_mnist.py.
 
-What to watch: the grid of samples, with a row for each class and a column for each noise vector. After one
-epoch some rows could not be told apart, 4 and 9 for example; after ten, every row was its digit. What a
-column has in common, slant and stroke width, is the style that z controls in every class. The losses tell
-none of this. The classifier of fid.py does: after ten epochs it recognised the class asked for in 99.4% of
-the samples, as in real images. But accuracy is not quality. One run with --mlp reached 1.000 while all
-samples of a class looked alike, a mode collapse inside each class.
+What to watch: the grid of samples, with a row for each class and a column for each noise vector. With
+--shallow some rows could not be told apart after one epoch, 4 and 9 for example; after ten, every row was its
+digit. What a column has in common, slant and stroke width, is the style that z controls in every class. The
+losses tell none of this. The classifier of fid.py does: with --shallow it recognised the class asked for in
+99.4% of the samples after ten epochs, as in real images. But accuracy is not quality. One run with --mlp
+reached 1.000 while all samples of a class looked alike, a mode collapse inside each class.
 
 `--generate N` writes one folder for each class, as torchvision's ImageFolder reads them; `--label 7` writes
 that class alone.
@@ -63,6 +63,8 @@ def add_flags(add):
     """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--label", choices=[*"0123456789"], help="the class that --generate makes; None: all in turn")
     add("--mlp", action="store_true", help="a minimal generator, with one hidden layer")
+    add("--shallow", action="store_true", help="D without its third convolution, as first published")
+    add("--width", type=int, default=64, help="channels of D's first convolution; all others follow")
     add("--real-label", type=float, default=0.9, help="D's target for real images, at most 1")
     add("--epochs", type=int, default=25, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
@@ -95,8 +97,9 @@ CLASSES = 10
 class Generator(nn.Module):
     """Noise z (N, latent_dim) and classes (N,) to images (N, 1, 28, 28) in [-1, 1]; `mlp`: a minimal one."""
 
-    def __init__(self, latent_dim=100, mlp=False):
+    def __init__(self, latent_dim=100, width=64, mlp=False):
         super().__init__()
+        w = width
         self.latent_dim = latent_dim
         self.embedding = nn.Embedding(CLASSES, CLASSES)  # (N,) to (N, 10)
         if mlp:
@@ -110,14 +113,14 @@ class Generator(nn.Module):
             )
         else:
             self.layers = nn.Sequential(
-                nn.Linear(latent_dim + CLASSES, 256 * 7 * 7),  # (N, 12544)
-                nn.BatchNorm1d(256 * 7 * 7),
+                nn.Linear(latent_dim + CLASSES, 4 * w * 7 * 7),  # (N, 196w)
+                nn.BatchNorm1d(4 * w * 7 * 7),
                 nn.ReLU(),
-                nn.Unflatten(1, (256, 7, 7)),  # (N, 256, 7, 7)
-                nn.ConvTranspose2d(256, 128, 4, stride=2, padding=1, bias=False),  # (N, 128, 14, 14)
-                nn.BatchNorm2d(128),
+                nn.Unflatten(1, (4 * w, 7, 7)),  # (N, 4w, 7, 7)
+                nn.ConvTranspose2d(4 * w, 2 * w, 4, stride=2, padding=1, bias=False),  # (N, 2w, 14, 14)
+                nn.BatchNorm2d(2 * w),
                 nn.ReLU(),
-                nn.ConvTranspose2d(128, 1, 4, stride=2, padding=1),  # (N, 1, 28, 28)
+                nn.ConvTranspose2d(2 * w, 1, 4, stride=2, padding=1),  # (N, 1, 28, 28)
                 nn.Tanh(),
             )
 
@@ -126,20 +129,33 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (N, 1, 28, 28) and their classes (N,) to logits (N, 1) of "a real image of that class"."""
+    """Images (N, 1, 28, 28) and their classes (N,) to logits (N, 1) of "a real image of that class".
 
-    def __init__(self):
+    `shallow` leaves out the third convolution, as dcgan_mnist.py explains.
+    """
+
+    def __init__(self, width=64, shallow=False):
         super().__init__()
+        w = width
         self.embedding = nn.Embedding(CLASSES, 28 * 28)  # (N,) to (N, 784)
-        self.layers = nn.Sequential(
-            nn.Conv2d(2, 64, 4, stride=2, padding=1),  # (N, 64, 14, 14)
+        layers = [
+            nn.Conv2d(2, w, 4, stride=2, padding=1),  # (N, w, 14, 14)
             nn.LeakyReLU(0.2),
-            nn.Conv2d(64, 128, 4, stride=2, padding=1, bias=False),  # (N, 128, 7, 7)
-            nn.BatchNorm2d(128),
+            nn.Conv2d(w, 2 * w, 4, stride=2, padding=1, bias=False),  # (N, 2w, 7, 7)
+            nn.BatchNorm2d(2 * w),
             nn.LeakyReLU(0.2),
-            nn.Flatten(),  # (N, 6272)
-            nn.Linear(128 * 7 * 7, 1),  # (N, 1)
-        )
+        ]
+        if shallow:
+            layers += [nn.Flatten(), nn.Linear(2 * w * 7 * 7, 1)]  # (N, 98w), (N, 1)
+        else:
+            layers += [
+                nn.Conv2d(2 * w, 4 * w, 4, stride=2, padding=1, bias=False),  # (N, 4w, 3, 3)
+                nn.BatchNorm2d(4 * w),
+                nn.LeakyReLU(0.2),
+                nn.Flatten(),  # (N, 36w)
+                nn.Linear(4 * w * 3 * 3, 1),  # (N, 1)
+            ]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, images, classes):
         channel = self.embedding(classes).view(-1, 1, 28, 28)  # the class as a picture of its own
@@ -262,8 +278,8 @@ def train(args):
     last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
 
     torch.manual_seed(args.seed)
-    generator = place(Generator(args.latent_dim, args.mlp).apply(init_weights), args)
-    discriminator = place(Discriminator().apply(init_weights), args)
+    generator = place(Generator(args.latent_dim, args.width, args.mlp).apply(init_weights), args)
+    discriminator = place(Discriminator(args.width, args.shallow).apply(init_weights), args)
     optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.5, 0.999), fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.lr_d, betas=(0.5, 0.999), fused=True)
     parts = {"generator": generator, "discriminator": discriminator}
@@ -503,7 +519,7 @@ def parse_args(argv):
 
 def generate(args):
     """Write args.generate images as PNG files, of class args.label or of all in turn, a folder for each."""
-    generator = place(Generator(args.latent_dim, args.mlp), args)
+    generator = place(Generator(args.latent_dim, args.width, args.mlp), args)
     load_checkpoint(args.checkpoint, generator=generator)
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     wanted = range(CLASSES) if args.label is None else [int(args.label)]

@@ -4,7 +4,7 @@
     python claims.py minimax critic-norm            # train, measure, write the tables and the plots
     python claims.py minimax --quick                # one seed, few steps, few samples: to see how it works
     python claims.py minimax --table                # the table of figures that were measured before
-    python claims.py --baselines                    # translations without a network, to compare with
+    python claims.py --extra sight                  # what discriminators can see; also: baselines, copies
 
 A claim is tested by settings: a script, its flags and, where a user would hardly want a flag, a change that
 is made from outside. Each setting is trained with the seeds 42, 43 and 44 (the longest with 42 alone) by the
@@ -66,6 +66,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 import fid
+import vanilla_gan
 
 SEEDS = 42, 43, 44
 SAMPLES = 10_000
@@ -85,9 +86,11 @@ def batch_norm_in_critic(script):
     """Batch normalisation in the critic of wgan_gp.py, where dcgan_mnist.py has it."""
 
     class Critic(script.Critic):
-        def __init__(self):
-            super().__init__()
-            self.layers.insert(3, nn.BatchNorm2d(128))
+        def __init__(self, *form):
+            super().__init__(*form)
+            for i in range(len(self.layers) - 1, 0, -1):  # backwards, since each moves those behind it
+                if isinstance(self.layers[i], nn.Conv2d):
+                    self.layers.insert(i + 1, nn.BatchNorm2d(self.layers[i].out_channels))
 
     return mock.patch.object(script, "Critic", Critic)
 
@@ -178,11 +181,11 @@ def epochs(steps, *numbers):
     return tuple(steps * number for number in numbers)
 
 
-BF16 = "--precision bf16"
+BF16, SHALLOW = "--precision bf16", "--shallow"
 VANILLA = Setting("50 epochs", "vanilla_gan", epochs(468, 1, 2, 3, 4, 5, 10, 20, 30, 40, 50), BF16)
-DCGAN = Setting("25 epochs", "dcgan_mnist", epochs(468, *range(1, 11), 15, 20, 25), BF16)
-WGAN_GP = Setting("25 epochs", "wgan_gp", epochs(187, *range(1, 11), 15, 20, 25), BF16)
-CGAN = Setting("25 epochs", "cgan", epochs(937, *range(1, 11), 15, 20, 25), BF16)
+DCGAN = Setting("25 epochs", "dcgan_mnist", epochs(468, *range(1, 11), 15, 20, 25), f"{SHALLOW} {BF16}")
+WGAN_GP = Setting("25 epochs", "wgan_gp", epochs(187, *range(1, 11), 15, 20, 25), f"{SHALLOW} {BF16}")
+CGAN = Setting("25 epochs", "cgan", epochs(937, *range(1, 11), 15, 20, 25), f"{SHALLOW} {BF16}")
 STEPS = 200, 500, *range(1000, 4001, 1000), *range(6000, 20001, 2000)
 SN = Setting("20,000 steps", "dcgan32_wgan_sn", STEPS, BF16)
 FASHION = f"--dataset fashion_mnist --epochs 9 {BF16}"
@@ -192,7 +195,8 @@ DCGAN64 = Setting("9 epochs", "dcgan64_celeba", epochs(468, *range(1, 10)), FASH
 def other(setting, label, flags, step=None, change=None):
     """A setting that differs from another in its flags or by a change."""
     shorter = setting.until(step or setting.points[-1], label)
-    return replace(shorter, flags=f"{flags} {BF16}".strip(), change=change)
+    kept = [flag for flag in (SHALLOW, BF16) if flag in setting.flags]
+    return replace(shorter, flags=" ".join([*kept[:-1], *flags.split(), BF16]), change=change)
 
 
 def rates(lr_g, lr_d, flags=""):
@@ -903,7 +907,13 @@ def work(job):
     return job, follow(*job)
 
 
-# %% Translations without a network
+# %% Extra tables
+
+
+def baselines(device):
+    """Rows of a table, for three tasks: see without_network."""
+    for task in ("outline", "mosaic", "half"):
+        yield from without_network(task, device)
 
 
 def without_network(task, device):
@@ -930,6 +940,91 @@ def without_network(task, device):
         row["sharpness"] = script.sharpness(some, true)
         found = judge(images, labels)
         yield row | {key: found[key] for key in ("distance", "precision", "recall", "class_accuracy")}
+
+
+def halves(images, order=None):
+    """Digits (N, 1, 28, 28) with ten black rows in the middle; with an `order` (N,), others' lower halves.
+
+    No field of 10x10 pixels has rows above and below those ten. So whatever it sees of a digit that was put
+    together from two, it sees as often in true ones.
+    """
+    images = images.clone() if order is None else torch.cat([images[:, :, :19], images[order, :, 19:]], 2)
+    images[:, :, 9:19] = images.min()
+    return images
+
+
+def build_second(script, shallow):
+    """The discriminator or critic of a script, with two convolutions or three, or with none."""
+    if script is vanilla_gan:
+        return script.Discriminator()
+    return getattr(script, "Critic" if script.SCRIPT == "wgan_gp" else "Discriminator")(shallow=shallow)
+
+
+def sight(device, epochs=2):
+    """Rows of a table: how well discriminators tell digits from digits with others' lower halves.
+
+    Each is trained with cross-entropy on MNIST, with the batches and the rate of its script, and tested on
+    10,000 test images and as many that are put together; guessing has an accuracy of 1/2. The gap is that of
+    the mean logits. cgan.py's is told the class of the upper half.
+    """
+    parts = [fid.open_dataset("mnist", "data", train) for train in (True, False)]
+    data = [(part.data[:, None].to(device).float() / 127.5 - 1, part.targets.to(device)) for part in parts]
+    names = "vanilla_gan", "dcgan_mnist", "wgan_gp", "cgan"
+    for name, shallow in itertools.product(names, (True, False)):
+        if name == "vanilla_gan" and shallow:
+            continue  # it has no convolutions
+        script = importlib.import_module(name)
+        args = script.parse_args(["--device", str(device)])
+        script.reseed(args.seed, "sight")
+        network = build_second(script, shallow).apply(script.init_weights).to(device)
+        optimizer = torch.optim.Adam(network.parameters(), args.lr_d, betas=(0.5, 0.999))
+
+        def judge(images, classes, network=network, told=name == "cgan"):
+            return network(images, classes) if told else network(images)
+
+        images, classes = data[0]
+        for _ in range(epochs):
+            for index in tqdm(torch.randperm(len(images)).to(device).split(args.batch_size), name):
+                true, order = images[index], torch.randperm(len(index))
+                both = torch.cat([halves(true), halves(true, order)])  # normalised together, as in eval mode
+                loss = vanilla_gan.discriminator_loss(*judge(both, classes[index].repeat(2)).chunk(2))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        network.eval()
+        images, classes = data[1]
+        with torch.no_grad():
+            mixed = halves(images, torch.randperm(len(images)))
+            pairs = [(some.split(500), classes.split(500)) for some in (halves(images), mixed)]
+            true, mixed = (torch.cat([judge(*pair) for pair in zip(*both)]) for both in pairs)
+        right = (true > 0).float().mean() + (mixed <= 0).float().mean()
+        form = "" if name == "vanilla_gan" else f", {'two' if shallow else 'three'} convolutions"
+        gap = true.mean() - mixed.mean()
+        yield {"discriminator": f"{name}.py{form}", "accuracy": right.item() / 2, "gap": gap.item()}
+
+
+def copies(device, total=10_000):
+    """Rows of a table: what fid.py says of a few training digits that are repeated up to 10,000 images.
+
+    As many of each class; exactly the same, or each moved by up to one pixel.
+    """
+    part = fid.open_dataset("mnist", "data", train=True)
+    images, labels, judge = part.data[:, None], part.targets, None
+    rng = torch.Generator().manual_seed(42)
+    for count, moved in itertools.product((10, 50, 200, 1000, 10_000), (False, True)):
+        first = torch.cat([torch.where(labels == label)[0][: count // 10] for label in range(10)])
+        some = images[first].repeat(total // count, 1, 1, 1)
+        if moved:
+            padded = F.pad(some, (1, 1, 1, 1))
+            places = torch.randint(0, 3, (total, 2), generator=rng).tolist()
+            some = torch.stack([image[:, y : y + 28, x : x + 28] for image, (y, x) in zip(padded, places)])
+        judge = judge or Judge("mnist", some, device)
+        found = judge(some, None)
+        row = {"different images": count, "moved": "by up to a pixel" if moved else "no"}
+        yield row | {key: found[key] for key in ("distance", "precision", "recall", "entropy")}
+
+
+EXTRA = {"baselines": baselines, "sight": sight, "copies": copies}
 
 
 # %% Tables and plots
@@ -1162,7 +1257,9 @@ def main(argv=None):
     add("names", nargs="*", metavar="NAME", help="claims to test; see --list")
     add("--list", action="store_true", help="list the claims, and the settings of each")
     add("--table", action="store_true", help="no training: print the tables of what was measured before")
-    add("--baselines", action="store_true", help="no training: the table of translations without a network")
+    add(
+        "--extra", choices=[*EXTRA], help="a table of another kind: translations without a network, and so on"
+    )
     add("--quick", action="store_true", help="into runs/quick, in minutes, and not to be quoted")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
     add("--jobs", type=int, help="runs side by side; None: one for each core on the CPU, else one")
@@ -1177,12 +1274,11 @@ def main(argv=None):
             for setting in claim.settings:
                 print(f"    {setting.label}: {setting.command}, {setting.points[-1]:,} steps")
         return
-    if args.baselines:
-        device = fid.pick_device(args.device)
-        rows = [row for task in ("outline", "mosaic", "half") for row in without_network(task, device)]
+    if args.extra:
+        rows = [*EXTRA[args.extra](fid.pick_device(args.device))]
         print(f"| {' | '.join(rows[0])} |\n|{' --- |' * len(rows[0])}")
         for row in rows:
-            print(f"| {' | '.join(f'{v:.4g}' if isinstance(v, float) else v for v in row.values())} |")
+            print(f"| {' | '.join(f'{v:.4g}' if isinstance(v, float) else str(v) for v in row.values())} |")
         return
     if not claims:
         parser.error("give the NAME of a claim, or --list")

@@ -17,6 +17,13 @@ The target r = 0.9, one-sided label smoothing, keeps D from being too sure of it
 densities of real and generated images, the best D is now r p / (p + q). If G were perfect, D would answer
 0.45 everywhere: L_D = 1.38, L_G = 0.80. If D sees through every fake, L_D is 0.33, and L_G has no limit.
 
+What D can see. In the form that tutorials copy, D has two convolutions. They end in 49 units that have seen
+10x10 pixels each, and the last layer adds up what each unit says. So this D judges patches: whether the upper
+half of a digit goes with the lower one, it cannot know. Blank ten rows in the middle, so that no unit sees
+both halves, and exchange lower halves among the digits: trained to tell these from true ones, it is right as
+often as a coin. A third convolution lets each unit see 22x22 pixels, a whole digit, and it is right 85 times
+in a hundred. So D has three here, and --shallow takes the third away.
+
 What to watch: the samples, because the losses do not tell how good they are. In the default run most were
 digits after 3 epochs, and then got sharper while L_G rose. `diagnose` looks for three classic failures. D
 wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps spiking (--lr-g 2e-3 --lr-d 2e-3
@@ -56,6 +63,8 @@ def add_flags(add):
     add("--real-label", type=float, default=0.9, help="D's target for real images, at most 1")
     add("--instance-noise", type=float, default=0.0, help="std of noise on D's input at first; it falls to 0")
     add("--noise-epochs", type=int, help="epochs that this takes; None: as many as --epochs says at first")
+    add("--shallow", action="store_true", help="D without its third convolution, as first published")
+    add("--width", type=int, default=64, help="channels of D's first convolution; all others follow")
     add("--refine", action="store_true", help="a generator with one more block, at full resolution")
     add("--epochs", type=int, default=25, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
@@ -86,27 +95,28 @@ MAY_BE_ZERO = ["instance_noise"]  # of the flags that are numbers
 class Generator(nn.Module):
     """Noise z (N, latent_dim) to images (N, 1, 28, 28) in [-1, 1]; `refine` adds a block at full size."""
 
-    def __init__(self, latent_dim=100, refine=False):
+    def __init__(self, latent_dim=100, width=64, refine=False):
         super().__init__()
+        w = width
         self.latent_dim = latent_dim
         layers = [
-            nn.Linear(latent_dim, 256 * 7 * 7),  # (N, 12544)
-            nn.BatchNorm1d(256 * 7 * 7),
+            nn.Linear(latent_dim, 4 * w * 7 * 7),  # (N, 196w)
+            nn.BatchNorm1d(4 * w * 7 * 7),
             nn.ReLU(),
-            nn.Unflatten(1, (256, 7, 7)),  # (N, 256, 7, 7)
-            nn.ConvTranspose2d(256, 128, 4, stride=2, padding=1, bias=False),  # (N, 128, 14, 14)
-            nn.BatchNorm2d(128),
+            nn.Unflatten(1, (4 * w, 7, 7)),  # (N, 4w, 7, 7)
+            nn.ConvTranspose2d(4 * w, 2 * w, 4, stride=2, padding=1, bias=False),  # (N, 2w, 14, 14)
+            nn.BatchNorm2d(2 * w),
             nn.ReLU(),
         ]
         if refine:
             layers += [
-                nn.ConvTranspose2d(128, 64, 4, stride=2, padding=1, bias=False),  # (N, 64, 28, 28)
-                nn.BatchNorm2d(64),
+                nn.ConvTranspose2d(2 * w, w, 4, stride=2, padding=1, bias=False),  # (N, w, 28, 28)
+                nn.BatchNorm2d(w),
                 nn.ReLU(),
-                nn.ConvTranspose2d(64, 1, 3, stride=1, padding=1),  # (N, 1, 28, 28)
+                nn.ConvTranspose2d(w, 1, 3, stride=1, padding=1),  # (N, 1, 28, 28)
             ]
         else:
-            layers += [nn.ConvTranspose2d(128, 1, 4, stride=2, padding=1)]  # (N, 1, 28, 28)
+            layers += [nn.ConvTranspose2d(2 * w, 1, 4, stride=2, padding=1)]  # (N, 1, 28, 28)
         self.layers = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, z):
@@ -114,19 +124,32 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images (N, 1, 28, 28) to logits (N, 1); the sigmoid of a logit is the probability of "real"."""
+    """Images (N, 1, 28, 28) to logits (N, 1); the sigmoid of a logit is the probability of "real".
 
-    def __init__(self):
+    What enters the linear layer is of 22x22 pixels each; without the third convolution (`shallow`), of 10x10.
+    """
+
+    def __init__(self, width=64, shallow=False):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 64, 4, stride=2, padding=1),  # (N, 64, 14, 14)
+        w = width
+        layers = [
+            nn.Conv2d(1, w, 4, stride=2, padding=1),  # (N, w, 14, 14)
             nn.LeakyReLU(0.2),
-            nn.Conv2d(64, 128, 4, stride=2, padding=1, bias=False),  # (N, 128, 7, 7)
-            nn.BatchNorm2d(128),
+            nn.Conv2d(w, 2 * w, 4, stride=2, padding=1, bias=False),  # (N, 2w, 7, 7)
+            nn.BatchNorm2d(2 * w),
             nn.LeakyReLU(0.2),
-            nn.Flatten(),  # (N, 6272)
-            nn.Linear(128 * 7 * 7, 1),  # (N, 1)
-        )
+        ]
+        if shallow:
+            layers += [nn.Flatten(), nn.Linear(2 * w * 7 * 7, 1)]  # (N, 98w), (N, 1)
+        else:
+            layers += [
+                nn.Conv2d(2 * w, 4 * w, 4, stride=2, padding=1, bias=False),  # (N, 4w, 3, 3)
+                nn.BatchNorm2d(4 * w),
+                nn.LeakyReLU(0.2),
+                nn.Flatten(),  # (N, 36w)
+                nn.Linear(4 * w * 3 * 3, 1),  # (N, 1)
+            ]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, images):
         return self.layers(images)
@@ -261,8 +284,8 @@ def train(args):
     args.noise_epochs = args.noise_epochs or args.epochs  # saved, so that a longer --resume changes nothing
 
     torch.manual_seed(args.seed)
-    generator = place(Generator(args.latent_dim, args.refine).apply(init_weights), args)
-    discriminator = place(Discriminator().apply(init_weights), args)
+    generator = place(Generator(args.latent_dim, args.width, args.refine).apply(init_weights), args)
+    discriminator = place(Discriminator(args.width, args.shallow).apply(init_weights), args)
     optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.5, 0.999), fused=True)
     optimizer_d = torch.optim.Adam(discriminator.parameters(), args.lr_d, betas=(0.5, 0.999), fused=True)
     parts = {"generator": generator, "discriminator": discriminator}
@@ -506,7 +529,7 @@ def parse_args(argv):
 
 def generate(args):
     """Write args.generate images, made by the generator in args.checkpoint, as PNG files."""
-    generator = place(Generator(args.latent_dim, args.refine), args)
+    generator = place(Generator(args.latent_dim, args.width, args.refine), args)
     load_checkpoint(args.checkpoint, generator=generator)
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     reseed(args.seed, "generate")

@@ -76,7 +76,8 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 # Shapes that leave the layers, for a batch of three.
 UP = [(3, 12544)] * 3 + [(3, 256, 7, 7)] + [(3, 128, 14, 14)] * 3
 UP28 = UP + [(3, 1, 28, 28)] * 2
-DOWN28 = [(3, 64, 14, 14)] * 2 + [(3, 128, 7, 7)] * 3 + [(3, 6272), (3, 1)]
+SHALLOW28 = [(3, 64, 14, 14)] * 2 + [(3, 128, 7, 7)] * 3 + [(3, 6272), (3, 1)]
+DOWN28 = SHALLOW28[:5] + [(3, 256, 3, 3)] * 3 + [(3, 2304), (3, 1)]
 LINEAR_UP = [(3, width) for width in (256, 512, 1024) for _ in range(3)] + [(3, 784)] * 2 + [(3, 1, 28, 28)]
 LINEAR_DOWN = [(3, 784), (3, 512), (3, 512), (3, 256), (3, 256), (3, 1)]
 SIDES = ((512, 4), (256, 8), (128, 16), (64, 32))
@@ -86,7 +87,8 @@ UP32 = [(3, 100, 1, 1)] + [(3, 256, 4, 4)] * 3 + [(3, 128, 8, 8)] * 3 + [(3, 64,
 DOWN32 = [(3, 64, 16, 16)] * 2 + [(3, 128, 8, 8)] * 3 + [(3, 256, 4, 4)] * 3 + [(3, 1, 1, 1), (3, 1)]
 # Parameters: a linear layer has a bias, a convolution before batch normalisation has none.
 G28 = (100 * 12544 + 12544) + 2 * 12544 + 256 * 128 * 4 * 4 + 2 * 128 + (128 * 4 * 4 + 1)
-D28 = (64 * 4 * 4 + 64) + 64 * 128 * 4 * 4 + 2 * 128 + (128 * 7 * 7 + 1)
+S28 = (64 * 4 * 4 + 64) + 64 * 128 * 4 * 4 + 2 * 128 + (128 * 7 * 7 + 1)
+D28 = S28 - 128 * 7 * 7 + 128 * 256 * 4 * 4 + 2 * 256 + 256 * 3 * 3
 G32 = 16 * (100 * 256 + 256 * 128 + 128 * 64 + 64) + 2 * (256 + 128 + 64)
 C32 = 25 * (64 + 64 * 128 + 128 * 256 + 256) + 64 + 2 * 128 + 2 * 256
 G64 = 16 * (100 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 3) + 2 * (512 + 256 + 128 + 64)
@@ -139,10 +141,10 @@ class Case:
     form: dict = field(default_factory=dict)  # the second network's arguments
 
 
-TWO = {"updates": 2, "flags": ("--batch-size", "2", "--n-critic", "2"), "silent": "layers.5.bias"}
+TWO = {"updates": 2, "flags": ("--batch-size", "2", "--n-critic", "2"), "silent": "layers.7.bias"}
 LABELS = {"classes": torch.arange(8), "real_label": 0.9}
 NOISE = {"z": torch.randn(8, 100, generator=torch.Generator().manual_seed(1)), "noise_std": 0.0}
-WGAN_SHAPES = (UP28, DOWN28[:4] + DOWN28[5:])
+WGAN_SHAPES = (UP28, [*DOWN28[:4], *DOWN28[5:7], *DOWN28[8:]])
 WGAN = {"second": "critic", "betas": (0.0, 0.9), "fresh": True} | TWO
 SN = {"second": "critic", "side": 32, "fresh": True, "init": None}
 CGAN = ([(3, 10), *UP28], [(3, 784), *DOWN28])
@@ -168,7 +170,7 @@ STYLE |= {"walks": {"interpolation.png": (10, 8), "mixing.png": (7, 7), "truncat
 CASES = {
     "vanilla_gan": Case((LINEAR_UP, LINEAR_DOWN), (1_489_936, 533_505), {"minimax": False}, fresh=True),
     "dcgan_mnist": Case((UP28, DOWN28), (G28, D28), {"real_label": 0.9, "noise_std": 0.0}),
-    "wgan_gp": Case(WGAN_SHAPES, (G28, D28 - 128), {"n_critic": 2, "gp_weight": 10.0}, **WGAN),
+    "wgan_gp": Case(WGAN_SHAPES, (G28, D28 - 128 - 256), {"n_critic": 2, "gp_weight": 10.0}, **WGAN),
     "cgan": Case(CGAN, CGAN_COUNTS, LABELS, grid=(10, 10), walks={"interpolation.png": (10, 10)}),
     "dcgan32_wgan_sn": Case((UP32 + [(3, 1, 32, 32)] * 2, DOWN32), (G32, C32), **SN),
     "dcgan64_celeba": Case((UP64, DOWN64), (G64, D64), NOISE, side=64),
@@ -1218,6 +1220,19 @@ def test_networks_of_other_forms():
     assert shapes(refined, torch.randn(3, 100)) == UP + tail
     assert count(refined) == G28 - (128 * 16 + 1) + 128 * 64 * 16 + 2 * 64 + 64 * 9 + 1 == 1_948_353
     assert count(dcgan_mnist.Generator(latent_dim=64)) == count(dcgan_mnist.Generator()) - 36 * 12544
+    for script, more in ((dcgan_mnist, 0), (wgan_gp, -128), (cgan, 16 * 64 + 7840)):
+        inputs = [torch.randn(3, 1, 28, 28), *inputs_of(script, 3)[1:]]
+        without = [SHALLOW28[0]] * 2 + [SHALLOW28[2]] * 2 + SHALLOW28[5:]
+        layers = {dcgan_mnist: SHALLOW28, wgan_gp: without, cgan: [(3, 784), *SHALLOW28]}[script]
+        shallow = second_class(script)(shallow=True)
+        assert shapes(shallow, *inputs) == layers
+        assert count(shallow) == S28 + more
+        narrow = second_class(script)(width=6)
+        assert [m.out_channels for m in narrow.modules() if isinstance(m, nn.Conv2d)] == [6, 12, 24]
+        assert narrow(*inputs).shape == (3, 1)
+        narrow = script.Generator(width=6)
+        assert [m.in_channels for m in narrow.modules() if isinstance(m, nn.ConvTranspose2d)] == [24, 12]
+        assert narrow(*inputs_of(script, 3)).shape == (3, 1, 28, 28)
     mlp = cgan.Generator(mlp=True)
     minimal = [(3, 10)] + [(3, 512)] * 3 + [(3, 784)] * 2 + [(3, 1, 28, 28)]
     assert shapes(mlp, torch.randn(3, 100), torch.arange(3)) == minimal
@@ -1634,6 +1649,49 @@ def test_wgan_five_updates_on_five_batches(script, flags, monkeypatch):
     calls = spy(monkeypatch, script, "train_step")
     script.main([*flags, "--n-critic", "3", "--gp-weight", "2.5", "--max-steps", "1"])
     assert [args[-2:] for args in calls] == [(3, 2.5)]
+
+
+# %% What a discriminator can see
+
+
+@pytest.mark.parametrize("name", ["dcgan_mnist", "wgan_gp"])
+def test_shallow_networks_add_up_patches(name):
+    """Two convolutions judge pieces apart, so changes that are far apart add up; with a third they do not."""
+    script = importlib.import_module(name)
+    rng = torch.Generator().manual_seed(4)
+    x, noise = torch.randn(2, 64, 1, 28, 28, generator=rng, dtype=torch.float64)
+    above, below = torch.zeros(2, 28, 28, dtype=torch.float64)
+    above[:9], below[19:] = 1, 1  # no field of 10 rows touches both
+    for shallow in (True, False):
+        torch.manual_seed(0)
+        network = second_class(script)(shallow=shallow).double()
+        network(x)  # running averages that are no longer 0 and 1
+        network.eval()
+        a, b, both, none = (network(x + part * noise) for part in (above, below, above + below, 0 * above))
+        apart = (both - a - b + none).abs().mean() / (both - none).abs().mean()
+        assert apart < 1e-12 if shallow else apart > 1e-3
+
+
+@pytest.mark.parametrize("name", ["dcgan_mnist", "wgan_gp", "cgan"])
+def test_field_of_what_enters_the_linear_layer(name):
+    script = importlib.import_module(name)
+    for shallow, pixels, unit in ((True, 10, 3), (False, 22, 1)):
+        layers = second_class(script)(shallow=shallow).layers.eval()
+        images = torch.rand(1, layers[0].in_channels, 28, 28, requires_grad=True)
+        maps = layers[:-2](images)
+        (gradient,) = torch.autograd.grad(maps[0, :, unit, unit].sum(), images)
+        touched = gradient.abs().sum((0, 1)) > 0
+        assert touched.any(0).sum() == touched.any(1).sum() == pixels
+
+
+@pytest.mark.parametrize("script", ["dcgan_mnist", "wgan_gp", "cgan"], indirect=True)
+def test_width_and_shallow_reach_the_networks(script, flags, tmp_path):
+    script.main([*flags, "--width", "6", "--shallow", "--max-steps", "1"])
+    saved = read(tmp_path / "run" / "checkpoint.pt")
+    second = second_class(script)(width=6, shallow=True)
+    second.load_state_dict(saved[CASES[script.SCRIPT].second])
+    script.Generator(width=6).load_state_dict(saved["generator"])  # fails where a shape is another
+    script.main(["--generate", "2", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt")])
 
 
 # %% cgan
@@ -4435,7 +4493,10 @@ def test_claims_change_scripts_from_outside(bench, monkeypatch):
     with claims.batch_norm_in_critic(wgan_gp):
         norms = [layer for layer in wgan_gp.Critic().layers if isinstance(layer, nn.BatchNorm2d)]
         assert wgan_gp.Critic()(torch.zeros(2, 1, 28, 28)).shape == (2, 1)
-    assert [norm.num_features for norm in norms] == [128]
+        shallow = [type(layer) for layer in wgan_gp.Critic(64, True).layers]
+    assert [norm.num_features for norm in norms] == [128, 256]
+    published = [type(layer) for layer in dcgan_mnist.Discriminator(shallow=True).layers]
+    assert shallow == published
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in wgan_gp.Critic().layers)
 
 
@@ -4676,12 +4737,98 @@ def test_claims_mix_three_styles(styled):
     assert not (ws[:, :1] == ws[:, 1:2]).all()
 
 
+class Numbered:
+    """Stands in for MNIST: all pixels of an image are its number, and its class is that, too, modulo ten."""
+
+    def __init__(self, count):
+        self.targets = torch.arange(count) % 10
+        self.data = torch.arange(1, count + 1).to(torch.uint8)[:, None, None].expand(-1, 28, 28).clone()
+
+
+def test_claims_put_halves_together():
+    images = Numbered(50).data[:, None].float()
+    true, mixed = claims.halves(images), claims.halves(images, torch.arange(50).roll(1))
+    for y in range(28):
+        seen = [some[:, 0, y].unique(dim=1).flatten().tolist() for some in (true, mixed)]
+        first, second = [*range(1, 51)], [50, *range(1, 50)]
+        blank = [1.0] * 50  # the least of all pixels
+        assert seen == ([first, first] if y < 9 else [blank, blank] if y < 19 else [first, second])
+    assert images.unique().tolist() == first  # and the images are as they were
+
+
+def test_claims_measure_sight(monkeypatch):
+    """A network that compares the halves is right, but where chance gave an image its own lower half."""
+    told = []
+
+    class Comparing(nn.Module):
+        def __init__(self, script, shallow):
+            super().__init__()
+            self.bias, self.name = nn.Parameter(torch.zeros(1)), script.SCRIPT
+
+        def forward(self, images, classes=None):
+            told.extend([self.name] * (classes is not None))
+            if classes is not None:
+                assert torch.equal(((images[:, 0, 0, 0] + 1) * 127.5).round() % 10, (classes + 1) % 10)
+            same = images[:, 0, 0, 0] == images[:, 0, 27, 27]
+            return (torch.where(same, 2.0, -1.0) + 0 * self.bias)[:, None]
+
+    monkeypatch.setattr(claims, "build_second", Comparing)
+    monkeypatch.setattr(fid, "open_dataset", lambda name, folder, train: Numbered(200 if train else 50))
+    rows = [*claims.sight("cpu", 1)]
+    two = [
+        f"{name}.py, {n} convolutions"
+        for name in ("dcgan_mnist", "wgan_gp", "cgan")
+        for n in ("two", "three")
+    ]
+    assert [row["discriminator"] for row in rows] == ["vanilla_gan.py", *two]
+    for row in rows:
+        assert row["accuracy"] > 0.94
+        assert row["gap"] == pytest.approx(3 * (2 * row["accuracy"] - 1), abs=1e-4)
+    assert {*told} == {"cgan"}
+
+
+def test_claims_repeat_images(monkeypatch):
+    seen = []
+
+    class Noting:
+        def __init__(self, dataset, images, device):
+            assert dataset == "mnist"
+
+        def __call__(self, images, labels):
+            seen.append(images)
+            return dict.fromkeys(("distance", "precision", "recall", "entropy"), 0.5)
+
+    monkeypatch.setattr(claims, "Judge", Noting)
+    monkeypatch.chdir(ROOT)
+    rows = [*claims.copies("cpu")]
+    data = torchvision.datasets.MNIST("data")
+    assert [(row["different images"], row["moved"]) for row in rows][2:4] == [
+        (50, "no"),
+        (50, "by up to a pixel"),
+    ]
+    for row, images in zip(rows, seen):
+        assert images.shape == (10_000, 1, 28, 28)
+        count = row["different images"]
+        if row["moved"] == "no":
+            kept, times = images.flatten(1).unique(dim=0, return_counts=True)
+            assert (len(kept), {*times.tolist()}) == (count, {10_000 // count})
+            exact = images
+        else:  # each is its digit, moved; some are where they were
+            moves = [exact.roll((dy, dx), (2, 3)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+            equal = torch.stack([(images == move).flatten(1).all(1) for move in moves])
+            assert equal.any(0).float().mean() > 0.99  # roll brings back what leaves at the edge
+            assert equal.float().mean(1).tolist() == pytest.approx([1 / 9] * 9, abs=0.03)
+        if count == 50:
+            kept = [(data.data == image).flatten(1).all(1) for image in exact[:50, 0]]
+            assert [data.targets[where][0].item() for where in kept] == sorted(5 * [*range(10)])
+
+
 def test_claims_can_be_run(capsys):
     """All flags are understood, all columns exist, and settings that share a run agree about its steps."""
     points = {}
     claims.main(["--list"])
     out = capsys.readouterr().out
-    assert "python dcgan_mnist.py --precision bf16 (pytorch_init), 2,340 steps\n" in out
+    assert "python dcgan_mnist.py --shallow --precision bf16 (pytorch_init), 2,340 steps\n" in out
     for name, claim in claims.CLAIMS.items():
         assert f"{name}: {claim.text}\n" in out
         assert len({setting.label for setting in claim.settings}) == len(claim.settings)

@@ -29,14 +29,14 @@ the critic, since the penalty is about one image at a time; five steps of the cr
 for one of G; Adam with betas (0, 0.9). A discriminator far ahead of G stops teaching it. A critic has to be
 ahead if its estimate is to mean anything: it measures the distance only near its maximum.
 
-What to watch: the estimate E[C(x)] - E[C(G(z))]. In the default run it fell from 2.4 in epoch 2 to 1.7 in
-epoch 5, while strokes became digits. L_G says nothing, because C may add any constant to its scores. Compare
-estimates only between runs with the same critic, --n-critic and --gp-weight. An epoch is one pass of the
-critic over the data, so that G takes only a fifth as many steps.
+What to watch: the estimate E[C(x)] - E[C(G(z))]. In a run with --shallow it fell from 2.4 in epoch 2 to
+1.7 in epoch 5, while strokes became digits. L_G says nothing, because C may add any constant to its scores.
+Compare estimates only between runs with the same critic, --n-critic and --gp-weight. An epoch is one pass of
+the critic over the data, so that G takes only a fifth as many steps.
 
 Paper: Gulrajani et al. 2017, arXiv 1704.00028, equation 3, proposition 1, algorithm 1; Arjovsky et al. 2017,
 arXiv 1701.07875. Departures: learning rates of 3e-4 (the paper: 1e-4); networks and initialisation of
-dcgan_mnist.py.
+dcgan_mnist.py, which explains --shallow.
 """
 
 import argparse
@@ -66,6 +66,8 @@ def add_flags(add):
     """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--n-critic", type=int, default=5, help="steps of the critic, each on a fresh batch, for one of G")
     add("--gp-weight", type=float, default=10.0, help="weight of the gradient penalty")
+    add("--shallow", action="store_true", help="C without its third convolution, as first published")
+    add("--width", type=int, default=64, help="channels of C's first convolution; all others follow")
     add("--epochs", type=int, default=25, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps of G, if that comes sooner")
     add("--lr-g", type=float, default=3e-4, help="Adam's learning rate for the generator")
@@ -95,18 +97,19 @@ MAY_BE_ZERO = []  # of the flags that are numbers
 class Generator(nn.Module):
     """Noise z (N, latent_dim) to images (N, 1, 28, 28) in [-1, 1]."""
 
-    def __init__(self, latent_dim=100):
+    def __init__(self, latent_dim=100, width=64):
         super().__init__()
+        w = width
         self.latent_dim = latent_dim
         self.layers = nn.Sequential(
-            nn.Linear(latent_dim, 256 * 7 * 7),  # (N, 12544)
-            nn.BatchNorm1d(256 * 7 * 7),
+            nn.Linear(latent_dim, 4 * w * 7 * 7),  # (N, 196w)
+            nn.BatchNorm1d(4 * w * 7 * 7),
             nn.ReLU(),
-            nn.Unflatten(1, (256, 7, 7)),  # (N, 256, 7, 7)
-            nn.ConvTranspose2d(256, 128, 4, stride=2, padding=1, bias=False),  # (N, 128, 14, 14)
-            nn.BatchNorm2d(128),
+            nn.Unflatten(1, (4 * w, 7, 7)),  # (N, 4w, 7, 7)
+            nn.ConvTranspose2d(4 * w, 2 * w, 4, stride=2, padding=1, bias=False),  # (N, 2w, 14, 14)
+            nn.BatchNorm2d(2 * w),
             nn.ReLU(),
-            nn.ConvTranspose2d(128, 1, 4, stride=2, padding=1),  # (N, 1, 28, 28)
+            nn.ConvTranspose2d(2 * w, 1, 4, stride=2, padding=1),  # (N, 1, 28, 28)
             nn.Tanh(),
         )
 
@@ -115,18 +118,30 @@ class Generator(nn.Module):
 
 
 class Critic(nn.Module):
-    """Images (N, 1, 28, 28) to scores (N, 1), unbounded; no batch normalisation, see gradient_penalty."""
+    """Images (N, 1, 28, 28) to scores (N, 1), unbounded; no batch normalisation, see gradient_penalty.
 
-    def __init__(self):
+    `shallow` leaves out the third convolution, as dcgan_mnist.py explains.
+    """
+
+    def __init__(self, width=64, shallow=False):
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 64, 4, stride=2, padding=1),  # (N, 64, 14, 14)
+        w = width
+        layers = [
+            nn.Conv2d(1, w, 4, stride=2, padding=1),  # (N, w, 14, 14)
             nn.LeakyReLU(0.2),
-            nn.Conv2d(64, 128, 4, stride=2, padding=1),  # (N, 128, 7, 7)
+            nn.Conv2d(w, 2 * w, 4, stride=2, padding=1),  # (N, 2w, 7, 7)
             nn.LeakyReLU(0.2),
-            nn.Flatten(),  # (N, 6272)
-            nn.Linear(128 * 7 * 7, 1),  # (N, 1)
-        )
+        ]
+        if shallow:
+            layers += [nn.Flatten(), nn.Linear(2 * w * 7 * 7, 1)]  # (N, 98w), (N, 1)
+        else:
+            layers += [
+                nn.Conv2d(2 * w, 4 * w, 4, stride=2, padding=1),  # (N, 4w, 3, 3)
+                nn.LeakyReLU(0.2),
+                nn.Flatten(),  # (N, 36w)
+                nn.Linear(4 * w * 3 * 3, 1),  # (N, 1)
+            ]
+        self.layers = nn.Sequential(*layers)
 
     def forward(self, images):
         return self.layers(images)
@@ -262,8 +277,9 @@ def train(args):
     last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
 
     torch.manual_seed(args.seed)
-    generator = place(Generator(args.latent_dim).apply(init_weights), args)
-    critic = place(Critic().apply(init_weights), args, torch.contiguous_format)  # faster with the penalty
+    generator = place(Generator(args.latent_dim, args.width).apply(init_weights), args)
+    critic = Critic(args.width, args.shallow).apply(init_weights)
+    critic = place(critic, args, torch.contiguous_format)  # faster with the penalty
     optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.0, 0.9), fused=True)
     optimizer_c = torch.optim.Adam(critic.parameters(), args.lr_d, betas=(0.0, 0.9), fused=True)
     parts = {"generator": generator, "critic": critic}
@@ -503,7 +519,7 @@ def parse_args(argv):
 
 def generate(args):
     """Write args.generate images, made by the generator in args.checkpoint, as PNG files."""
-    generator = place(Generator(args.latent_dim), args)
+    generator = place(Generator(args.latent_dim, args.width), args)
     load_checkpoint(args.checkpoint, generator=generator)
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     reseed(args.seed, "generate")
