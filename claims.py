@@ -185,6 +185,7 @@ BF16, SHALLOW = "--precision bf16", "--shallow"
 VANILLA = Setting("50 epochs", "vanilla_gan", epochs(468, 1, 2, 3, 4, 5, 10, 20, 30, 40, 50), BF16)
 DCGAN = Setting("25 epochs", "dcgan_mnist", epochs(468, *range(1, 11), 15, 20, 25), f"{SHALLOW} {BF16}")
 WGAN_GP = Setting("25 epochs", "wgan_gp", epochs(187, *range(1, 11), 15, 20, 25), f"{SHALLOW} {BF16}")
+SEEING = Setting("three convolutions", "dcgan_mnist", DCGAN.points, BF16)
 CGAN = Setting("25 epochs", "cgan", epochs(937, *range(1, 11), 15, 20, 25), f"{SHALLOW} {BF16}")
 STEPS = 200, 500, *range(1000, 4001, 1000), *range(6000, 20001, 2000)
 SN = Setting("20,000 steps", "dcgan32_wgan_sn", STEPS, BF16)
@@ -202,6 +203,11 @@ def other(setting, label, flags, step=None, change=None):
 def rates(lr_g, lr_d, flags=""):
     """dcgan32_wgan_sn.py with other learning rates."""
     return other(SN, f"G {lr_g}, C {lr_d}", f"{flags} --lr-g {lr_g} --lr-d {lr_d}".strip())
+
+
+def wide(label, flags, *steps):
+    """dcgan_mnist.py of another size; the steps are about those of 1, 2, 4, 8, 15 and 30 minutes."""
+    return Setting(label, "dcgan_mnist", steps, f"{flags} {BF16}")
 
 
 def points(label, flags):
@@ -314,6 +320,34 @@ CLAIMS = {
             other(DCGAN, "higher rate of G", "--lr-d 2e-3 --lr-g 2e-4", 936),
         ),
         ("classes", "confidence", "diversity", "d_fake"),
+    ),
+    "sight": Claim(
+        "DCGAN is better with a discriminator that can see a digit",
+        (SEEING.until(4680), DCGAN.until(4680, "two, as published")),
+        ("precision", "recall", "classes", "entropy", "confidence"),
+        "seconds",
+    ),
+    "width": Claim(
+        "DCGAN's published widths are right for MNIST, at equal time",
+        (
+            wide("64, two convolutions", "--shallow --epochs 25", 375, 750, 1500, 3000, 5600, 11200),
+            wide(
+                "32, two convolutions",
+                "--shallow --width 32 --epochs 75",
+                1070,
+                2140,
+                4280,
+                8560,
+                16000,
+                32000,
+            ),
+            wide("64, three convolutions", "--epochs 25", 300, 600, 1200, 2400, 4500, 9000),
+            wide("32, three convolutions", "--width 32 --epochs 75", 910, 1820, 3640, 7280, 13600, 27200),
+            wide("16, three convolutions", "--width 16 --epochs 150", 1670, 3340, 6680, 13360, 25000, 50000),
+        ),
+        tuple(f"{name} after {minutes} min" for name in ("distance", "recall") for minutes in (4, 15, 30)),
+        "seconds",
+        seeds=SEEDS[:1],
     ),
     "collapse": Claim(
         "A collapse shows as a sudden rise of the distance",
@@ -1066,6 +1100,10 @@ def column(name, runs):
     if name == "all heaps":
         whole = [all(row["modes"] == row["heaps"] for row in rows[-5:]) for rows in runs]
         return f"in {sum(whole)} of {len(runs)}"
+    if name.endswith(" min"):  # of the points, the one nearest to that time
+        key, minutes = name.removesuffix(" min").split(" after ")
+        near = [min(rows, key=lambda row: abs(row["seconds"] - 60 * float(minutes))) for rows in runs]
+        return spread(row[key] for row in near)
     if " / " in name:
         over, under = name.split(" / ")
         return spread(end[over] / end[under] for end in ends)

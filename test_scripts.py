@@ -4536,6 +4536,8 @@ def test_claims_arithmetic():
     # (5 - 2) / 4, (6 - 6) / 6, (7 - 3) / 5
     assert claims.column("spread over the last five", runs) == "75% (0% to 80%)"
     assert claims.column("largest rise", runs) == "100% (0% to 200%)"  # 2 to 4, none, 1 to 3
+    assert claims.column("distance after 2.4 min", runs) == "5.000 (3.000 to 6.000)"  # the second points
+    assert claims.column("d_loss after 100 min", runs) == "0.500 (0.400 to 0.600)"
     assert claims.column("distance halved", runs) == "never (20 to never)"  # 4 is less than 9 / 2
     assert claims.column("distance doubled", runs[2:]) == "10"  # 3 is more than 2 * 1
     assert claims.column("error", [[{"error": 0.5, "a2b_error": None, "distance": 1}]]) == "0.5000"
@@ -4848,6 +4850,7 @@ def test_claims_can_be_run(capsys):
             known |= {"rank correlation", "rank correlation of changes"}
             known |= {"spread over seeds", "spread over the last five", "largest rise", "distance doubled"}
             known |= {f"{name} halved" for name in figures}
+            known |= {f"{name} after {m} min" for name in ("distance", "recall") for m in (4, 15, 30)}
             known |= {"path_w / path_z", "distance of mixed / distance"}
             assert {*claim.columns} <= known
     for settings in points.values():
