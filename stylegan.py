@@ -778,6 +778,8 @@ def load_checkpoint(path, **parts):
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         if checkpoint["script"] != SCRIPT:
             raise ValueError(f"it is one of {checkpoint['script']}.py")
+        if absent := parts.keys() - checkpoint.keys():
+            raise ValueError(f"it lacks {', '.join(sorted(absent))}, and is for --generate alone")
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
     except Exception as error:  # its type depends on where the damage is
@@ -811,11 +813,10 @@ def write_report(folder, history, distances, steps_per_epoch):
     steps = {*range(LOG_EVERY, len(history), LOG_EVERY), len(history), *distances[:, 0].int().tolist()}
     steps, history = sorted(steps), history.cpu()  # a row ends where distances were measured, too
     rows = [history[start:end].mean(0).tolist() for start, end in zip([0, *steps], steps)]
-    table = np.column_stack([[(step - 1) // steps_per_epoch + 1 for step in steps], steps, rows])
     measured = np.full((len(steps), len(DISTANCES)), np.nan)
     measured[np.isin(steps, distances[:, 0])] = distances[:, 1:]
     found = np.isfinite(measured).any(0)  # none, if nothing was measured
-    table = np.column_stack([table, measured[:, found]])
+    table = np.column_stack([(np.array(steps) - 1) // steps_per_epoch + 1, steps, rows, measured[:, found]])
     names = METRICS + [name for name, there in zip(DISTANCES, found) if there]
     panels = {title: [name for name in shown if name in names] for title, shown in (PANELS | TRACKED).items()}
     panels = {title: shown for title, shown in panels.items() if shown}
@@ -853,9 +854,8 @@ def parse_args(argv):
         free = {"epochs", "max_steps", "device", "fid_every", "fid_samples"}
         asked = {"resume": path, "out_dir": str(Path(path).parent)}
         if uses:
-            names = "resume", "generate", "checkpoint", "device", "out_dir"
             free = {"seed", "data_dir", "folder_a", "folder_b"}
-            asked = {name: vars(args)[name] for name in names}
+            asked = {key: vars(args)[key] for key in "resume generate checkpoint device out_dir".split()}
         parser.set_defaults(**settings | asked)
         args = parser.parse_args(argv)  # flags that are not given now come from the checkpoint
         for name, value in (settings | asked).items():

@@ -59,6 +59,7 @@ import cyclegan
 import dcgan32_wgan_sn
 import dcgan64_celeba
 import dcgan_mnist
+import export
 import fid
 import gan_2d
 import pix2pix
@@ -405,7 +406,14 @@ SHARED = {
     "Pairs": "pix2pix",
 }  # and where they are from
 # Lines outside these; others have 300.
-LONGEST = {"dcgan64_celeba": 380, "pix2pix": 430, "cyclegan": 520, "stylegan": 560}
+LONGEST = {
+    "dcgan_mnist": 320,
+    "cgan": 310,
+    "dcgan64_celeba": 380,
+    "pix2pix": 430,
+    "cyclegan": 520,
+    "stylegan": 560,
+}
 OWN_SECTIONS = {"Folders", "Pairs", "Processes", "Styles"}  # of scripts that have more than the frame
 
 
@@ -424,7 +432,7 @@ def section(name, title, root=ROOT):
 def copy_shared(root=ROOT):
     """Give all scripts that have a shared section the text of the one that it is from."""
     for title, origin in SHARED.items():
-        for name in CASES:
+        for name in (*CASES, "gan_2d"):
             path, old = root / f"{name}.py", section(name, title, root)
             if old is not None:
                 path.write_text(path.read_text().replace(old, section(origin, title, root)))
@@ -432,13 +440,13 @@ def copy_shared(root=ROOT):
 
 def test_script_sections_are_copied_by_one_command(tmp_path):
     changes = {"dcgan_mnist": "fail(message", "dcgan64_celeba": "to_rgb(image", "pix2pix": "held_out(name"}
-    for name in CASES:
+    for name in (*CASES, "gan_2d"):
         shutil.copy(ROOT / f"{name}.py", tmp_path)
     for name, old in changes.items():
         path = tmp_path / f"{name}.py"
         path.write_text(path.read_text().replace(f"def {old}", f"def {old}_"))
     copy_shared(tmp_path)
-    for name in CASES:
+    for name in (*CASES, "gan_2d"):
         text = (ROOT / f"{name}.py").read_text()
         for old in changes.values():
             text = text.replace(f"def {old}", f"def {old}_")
@@ -4376,6 +4384,53 @@ def test_benchmark_trains_each_script(name, tmp_path, monkeypatch):
         assert all(torch.equal(a, b) for a, b in zip(player.first, players[0].first))
         still = [torch.equal(a, b) for a, b in zip(player.first, player.weights)]
         assert sum(still) <= (name == "wgan_gp")  # the last bias of its critic, which cancels
+
+
+# %% export
+
+
+@pytest.mark.parametrize("script", LIGHT, indirect=True)
+def test_exported_generator(script, case, whole, small_data, tmp_path, capsys):
+    """It makes what the checkpoint makes, to a grey level; there is nothing to train on, and no path."""
+    checkpoint, small = whole.folder / "checkpoint.pt", tmp_path / "new" / "small.pt"
+    export.main([str(checkpoint), str(small)])
+    size = small.stat().st_size
+    assert capsys.readouterr().out == f"{script.SCRIPT}.py after 12 steps, {size / 1e6:.1f} MB\n"
+    content, network = read(small), "ema" if script is stylegan else "generator"
+    assert {*content} == {"script", "settings", "step", network}
+    assert str(small_data.parent.parent) not in str(content["settings"])
+    for name, weights in read(checkpoint)[network].items():
+        kept = content[network][name]
+        assert kept.dtype == (
+            torch.half if weights.ndim > 1 and weights.is_floating_point() else weights.dtype
+        )
+        torch.testing.assert_close(kept.to(weights.dtype), weights, rtol=1e-3, atol=1e-4)
+    data = ["--data-dir", str(small_data)] if script in TRANSLATORS else []
+    for path in (checkpoint, small):
+        argv = ["--generate", "8", "--checkpoint", str(path), "--out-dir", str(tmp_path / path.stem)]
+        script.main([*argv, *data, "--device", "cpu"])
+    made = [sorted((tmp_path / name).rglob("*.png")) for name in ("checkpoint", "small")]
+    assert len(made[0]) == len(made[1]) == 8
+    for pair in zip(*made):
+        one, two = (np.array(Image.open(path)).astype(float) for path in pair)
+        assert abs(one - two).mean() < 1
+    lacking = "lacks discriminator" if case.second == "discriminator" else "lacks critic"
+    fails(script, ["--resume", small], capsys, small, lacking, "for --generate alone")
+    with pytest.raises(SystemExit, match="2"):
+        export.main([str(checkpoint), str(small)])
+    assert "small.pt is there already" in capsys.readouterr().err
+    assert small.stat().st_size == size
+
+
+def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
+    (tmp_path / "bad.pt").write_bytes(b"no")
+    torch.save({"script": "cgan", "settings": {}}, tmp_path / "half.pt")
+    for name in ("none.pt", "bad.pt", "half.pt"):
+        with pytest.raises(SystemExit, match="2"):
+            export.main([str(tmp_path / name), str(tmp_path / "new.pt")])
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"export.py: {tmp_path / name}: give a whole checkpoint.pt (")
+    assert not (tmp_path / "new.pt").exists()
 
 
 @pytest.mark.slow
