@@ -63,6 +63,7 @@ import export
 import fid
 import gan_2d
 import pix2pix
+import strip
 import stylegan
 import vanilla_gan
 import wgan_gp
@@ -3350,8 +3351,8 @@ def test_stylegan_rates_are_equalised():
         moved = (layer.weight.detach() * layer.scale - before).abs().max().item()
         step = 0.002 * math.sqrt(2 / layer.weight.shape[1]) * expected
         assert moved == pytest.approx(step, rel=0.03)
-        before = layer.bias.detach() * layer.lr_mul
-        assert before.abs().max().item() == pytest.approx(0.002 * expected, rel=0.01)
+        biases = layer(torch.zeros(1, layer.weight.shape[1]))  # they were 0
+        assert biases.abs().max().item() == pytest.approx(0.002 * expected, rel=0.01)
 
 
 def test_stylegan_resamples_smoothly():
@@ -4431,6 +4432,34 @@ def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith(f"export.py: {tmp_path / name}: give a whole checkpoint.pt (")
     assert not (tmp_path / "new.pt").exists()
+
+
+def test_strip(watch, tmp_path, capsys):
+    """Blocks of the first nine samples, in the order of README.md, whatever that of the files is."""
+    for module in (stylegan, cgan):
+        export.main([str(watch(module).folder / "checkpoint.pt"), str(tmp_path / f"{module.SCRIPT}.pt")])
+    for name, argv in (("cgan", []), ("stylegan", ["--truncation", "1"])):
+        argv = ["--generate", "9", "--checkpoint", str(tmp_path / f"{name}.pt"), *argv]
+        importlib.import_module(name).main([*argv, "--out-dir", str(tmp_path / name)])
+    strip.main([str(tmp_path), str(tmp_path / "strip.png")])
+    assert capsys.readouterr().out.endswith(f"cgan, stylegan in {tmp_path / 'strip.png'}\n")
+    pixels = np.array(Image.open(tmp_path / "strip.png"))
+    assert pixels.shape == (192, 2 * 192 + 8, 3)
+    for left, name, side in ((0, "cgan", 28), (200, "stylegan", 32)):
+        files = sorted((tmp_path / name).rglob("*.png"), key=lambda path: path.name)
+        assert len(files) == 9
+        edge = 32 - side
+        for number, file in enumerate(files):
+            y, x = number // 3 * 64 + edge, left + number % 3 * 64 + edge
+            cell = pixels[y : y + 2 * side : 2, x : x + 2 * side : 2]
+            assert np.array_equal(cell, np.array(Image.open(file).convert("RGB")))
+    assert (pixels[:, 192:200] == 255).all()
+    for size in (64, 128):
+        square = strip.block([Image.new("RGB", (size, size), "red")] * 9)
+        assert square.getcolors() == [(192 * 192, (255, 0, 0))]
+    with pytest.raises(SystemExit, match="2"):
+        strip.main([str(tmp_path / "cgan"), "none.png"])
+    assert "has no file NAME.pt" in capsys.readouterr().err
 
 
 @pytest.mark.slow
