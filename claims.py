@@ -987,6 +987,16 @@ def halves(images, order=None):
     return images
 
 
+def draw_halves(images, path):
+    """Ten images (N, 1, 28, 28) in [-1, 1] with black rows; below, each with the lower half of the next."""
+    images = images[:10].cpu()
+    both = torch.cat([halves(images), halves(images, torch.arange(len(images)).roll(-1))])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    to_pil_image(make_grid((both + 1) / 2, len(images), pad_value=0.4)).resize(
+        (906, 186), Image.Resampling.NEAREST
+    ).save(path)
+
+
 def build_second(script, shallow):
     """The discriminator or critic of a script, with two convolutions or three, or with none."""
     if script is vanilla_gan:
@@ -999,11 +1009,12 @@ def sight(device, epochs=2):
 
     Each is trained with cross-entropy on MNIST, with the batches and the rate of its script, and tested on
     10,000 test images and as many that are put together; guessing has an accuracy of 1/2. The gap is that of
-    the mean logits. cgan.py's is told the class of the upper half.
+    the mean logits. cgan.py's is told the class of the upper half. Some of both are in assets/sight.png.
     """
     parts = [fid.open_dataset("mnist", "data", train) for train in (True, False)]
     data = [(part.data[:, None].to(device).float() / 127.5 - 1, part.targets.to(device)) for part in parts]
     names = "vanilla_gan", "dcgan_mnist", "wgan_gp", "cgan"
+    draw_halves(data[1][0], PLOTS / "sight.png")
     for name, shallow in itertools.product(names, (True, False)):
         if name == "vanilla_gan" and shallow:
             continue  # it has no convolutions

@@ -4842,7 +4842,7 @@ def test_claims_put_halves_together():
     assert images.unique().tolist() == first  # and the images are as they were
 
 
-def test_claims_measure_sight(monkeypatch):
+def test_claims_measure_sight(tmp_path, monkeypatch):
     """A network that compares the halves is right, but where chance gave an image its own lower half."""
     told = []
 
@@ -4859,6 +4859,7 @@ def test_claims_measure_sight(monkeypatch):
             return (torch.where(same, 2.0, -1.0) + 0 * self.bias)[:, None]
 
     monkeypatch.setattr(claims, "build_second", Comparing)
+    monkeypatch.setattr(claims, "PLOTS", tmp_path / "new")
     monkeypatch.setattr(fid, "open_dataset", lambda name, folder, train: Numbered(200 if train else 50))
     rows = [*claims.sight("cpu", 1)]
     two = [
@@ -4871,6 +4872,14 @@ def test_claims_measure_sight(monkeypatch):
         assert row["accuracy"] > 0.94
         assert row["gap"] == pytest.approx(3 * (2 * row["accuracy"] - 1), abs=1e-4)
     assert {*told} == {"cgan"}
+    grid = Image.open(tmp_path / "new" / "sight.png").convert("L")
+    assert grid.size == (3 * 302, 3 * 62)
+    grid = grid.resize((302, 62), Image.Resampling.NEAREST)
+    for number in range(10):
+        left = 2 + 30 * number
+        seen = [grid.getpixel((left + 14, y)) for y in (4, 16, 28, 34, 46, 58)]
+        own, following = number + 1, (number + 1) % 10 + 1
+        assert seen == pytest.approx([own, 1, own, own, 1, following], abs=1)
 
 
 def test_claims_repeat_images(monkeypatch):
