@@ -11,13 +11,13 @@ y, and both players are told it. G draws from (z, y), and D judges the pair (x, 
     L_G = -E[log D(G(z, y), y)]
 
 Nothing in these losses says "draw a 7". But D sees real images only with their own class, so a perfect 3
-labelled 7 is as surely a fake as a blot is. To fool D, G has to draw what it is told. In each class this is
+labelled 7 is as much a fake as a blot. To fool D, G has to draw what it is told. In each class this is
 the game of dcgan_mnist.py: the best D answers r p / (p + q), where p and q are the densities of real and
 generated images of that class.
 
 What is new against dcgan_mnist.py: in G, ten learned numbers for the class are appended to z. In D, a learned
 picture for the class is a second channel beside the image. Both are embeddings, tables with one row for each
-class. The fakes are made for the classes of the real batch. --mlp takes a minimal generator, with one hidden
+class. The fakes are made for the classes of the real batch. --mlp uses a minimal generator, with one hidden
 layer; --shallow is explained in dcgan_mnist.py.
 
 What to watch: the grid of samples, with a row for each class and a column for each noise vector. With

@@ -17,23 +17,24 @@ generators at once, G_AB and G_BA, and asks that a picture survive the journey t
 
 But even these losses do not say that a 7 must stay a 7. If G_AB turned all 7s into 3s and all 3s into 7s,
 G_BA could turn them back. We rely on the networks: it seems easiest for convolutions to keep every stroke
-where it is. Nor does a small cycle loss prove that b shows all of a: G_AB may hide what G_BA will need in
-noise too faint to see. To see what the cycle is good for, take it away: --cycle-weight 0.
+where it is. Nor does a small cycle loss prove that a translation shows all of a: G_AB may hide what G_BA will
+need in noise too faint to see. To see what the cycle is good for, take it away: --cycle-weight 0.
 
-New against pix2pix.py: no pairs; D gives scores, not logits, which squares pull towards 1 for real and 0 for
-fake (least squares; the paper found it more stable); instance normalisation, which treats each picture by
-itself and removes its contrast; residual blocks instead of skips; G takes its step before D; and half of the
-fakes that D sees are from earlier steps (--pool), so that it does not forget what G has stopped drawing.
+New against pix2pix.py: no pairs; squares pull D's answers to 1 for real and 0 for fake (least squares; the
+paper found it more stable); instance normalisation, which gives each map of each picture a mean of 0 and a
+contrast of 1; residual blocks, which add to what they are given, instead of skips; as in the authors' code, G
+takes its step before D; half of the fakes that D sees are from earlier steps (--pool), lest it forget them.
 
-What to watch: samples/, rows of a, G_AB(a), the truth, and back again; below the white rule the same from b.
+What to watch: samples/, rows of a, G_AB(a), the truth, and back again; below the white line the same from b.
 The truth is known here because A is drawn from B; but for training, A and B are made from different digits.
 If both G were perfect, d_a, d_b, g_ab and g_ba would be 0.25; if D wins, d_a and d_b go to 0, g_ab and g_ba
-to 1. cycle_a and cycle_b should fall. If black and white, or colours, stay swapped, try --identity-weight 5:
-G_AB is then asked to leave pictures of B as they are (A and B need the same number of channels).
+to 1. a2b_error and b2a_error are differences from the truth, a2b2a_error and b2a2b_error those after the way
+back, of 1,000 test pictures, from 0 to 1. Black and white, or colours, may come out swapped, since the other
+G can swap them back: then try --identity-weight 5, which asks G_AB to leave pictures of B as they are.
 
 Papers: Zhu et al. 2017, arXiv 1703.10593; Mao et al. 2016, 1611.04076 (least squares); Shrivastava et al.
 2016, 1612.07828 (pool); Chu et al. 2017, 1712.02950 (hiding). Departures: small pictures, no random cropping
-or mirroring, half the width, four residual blocks for up to 64 pixels, patches of 16 pixels (the paper: 70),
+or mirroring, half the width, four residual blocks for up to 64 pixels, patches of 16 or 34 (the paper: 70),
 batches of 16 (the paper: 1), and a pool of 50 steps (the paper: of 50 images).
 """
 
@@ -71,7 +72,12 @@ def add_flags(add):
     """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--cycle-weight", type=float, default=10.0, help="weight of the cycle loss; 0: none")
     add("--identity-weight", type=float, default=0.0, help="weight of the identity loss (colours); 0: none")
-    add("--pool", type=int, default=50, help="for how many steps earlier fakes are kept for D; 0: none")
+    add(
+        "--pool",
+        type=int,
+        default=50,
+        help="of how many steps the pool of earlier fakes can hold all; 0: none",
+    )
     add("--norm", choices=["instance", "batch"], default="instance", help="normalisation in all networks")
     add("--blocks", type=int, help="residual blocks; None: 4 for up to 64 pixels, 6 for 128, 9 for 256")
     add("--width", type=int, default=32, help="channels of the generators' first layer (the paper: 64)")
@@ -189,7 +195,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A PatchGAN: images (N, C, H, W), of `channels` in all, to a logit for each patch (N, 1, h, w).
+    """A PatchGAN: images (N, C, H, W), of `channels` in all, to a score for each patch (N, 1, h, w).
 
     A patch has 9 * 2^layers - 2 pixels a side, or a single one if `layers` is 0. The comments give the shapes
     for images of 32 pixels and one layer.
@@ -277,7 +283,7 @@ class ImagePool(nn.Module):
             return fakes
         slots = torch.randperm(len(self.images), device=fakes.device)[: len(late)]
         swap = torch.rand(len(late), 1, 1, 1, device=fakes.device) < 0.5
-        earlier = self.images[slots]
+        earlier = self.images[slots]  # of each two, one goes to D now, and the other stays for later
         self.images[slots] = torch.where(swap, late, earlier)
         return torch.cat([fakes[:free], torch.where(swap, earlier, late)])
 
@@ -368,7 +374,7 @@ def decode(path, size, half=None):
 
 
 def decode_all(paths, size, half):
-    """The bytes of all pictures that can be read, one after the other; for each path, 1 or 0 as it can be."""
+    """The bytes of all pictures that can be read, one after the other; and for each path 1 or, if not, 0."""
     decoded = [decode(path, size, half) for path in paths]
     return b"".join(decoded), bytes(bool(pixels) for pixels in decoded)
 
@@ -381,7 +387,7 @@ def list_images(folder, flag="--data-dir"):
 
 
 def map_images(folder, files, size, half=None):
-    """Pictures of a folder, uint8 (N, 3, size, size), mapped from a file in CACHE; and the files they are of.
+    """Pictures of a folder, uint8 (N, 3, size, size), mapped from a file in CACHE; and their files.
 
     That file is made once, on all cores, and again when a picture was added, removed or changed, or when this
     script decodes in another way. Files that cannot be read are named, and left out.
@@ -427,7 +433,7 @@ LAYOUTS = "{part}{side}", "{side}/{part}", "{part}/{side}", "{side}", "{part}"
 def draw(task, images):
     """The question A that `task` makes of pictures B: uint8 (N, C, S, S) to uint8 (N, C or 1, S, S).
 
-    mosaic: a grid of 8 x 8 blocks, each the mean of its pixels. outline: a ring of one pixel around what is
+    mosaic: 8 rows of 8 blocks, each the mean of its pixels. outline: a ring of one pixel around what is
     bright. half: the lower half is black. grey: the mean of the channels. outline and grey have one channel.
     """
     drawn = []
@@ -637,18 +643,19 @@ def translate(generator, images, args):
 
 
 def add_row(distances, row, steps_per_epoch):
-    """The measurements and another row, less those of cut-off epochs and an earlier one of its step."""
+    """`distances` and a new row (a step, and what was found then); rows of its step or cut-off epochs go."""
     whole = (distances[:, 0] < row[0, 0]) & (distances[:, 0] % steps_per_epoch == 0)
     return torch.cat([distances[whole], row])
 
 
 def translate_tests(args, generator, images, names):
-    """Write what `generator` makes of the first args.generate test images, as PNG files of their names."""
+    """Write what `generator` makes of the first args.generate test images, as PNGs with the same names."""
     if args.generate > len(names):
         fail(f"--generate: {args.generate} is more than the {len(names)} test images; give at most as many")
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        made = translate(generator, images[start : start + 256], args)  # 256, so that no image depends on N
+        # 256 at a time whatever --generate says: the last bits depend on how many there are.
+        made = translate(generator, images[start : start + 256], args)
         for name, image in zip(names[start : args.generate], made):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             to_pil_image(image).save(folder / f"{name}.png")
@@ -656,7 +663,7 @@ def translate_tests(args, generator, images, names):
 
 
 def translate_own(args, generator, channels):
-    """Write what `generator` makes of the pictures below args.translate, as PNG files of their names.
+    """Write what `generator` makes of the pictures below args.translate, as PNG files with the same names.
 
     Pictures are fitted as in training, and made grey if `channels` is 1.
     """
@@ -751,7 +758,7 @@ def take(domain, side, step, args):
 
 
 def draw_pictures(generator, test, names, args):
-    """Rows of a, G_AB(a), the true b if it is known, G_BA(G_AB(a)); below a white rule, the same from b."""
+    """Rows of a, G_AB(a), the true b if it is known, G_BA(G_AB(a)); below a white line, the same from b."""
     grids, paired, count = [], names[0] == names[1], min(10, *map(len, names))
     for there, back, a, b, some in zip(("ab", "ba"), ("ba", "ab"), test, test[::-1], names):
         rows = choose(some, count)

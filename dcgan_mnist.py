@@ -17,17 +17,18 @@ The target r = 0.9, one-sided label smoothing, keeps D from being too sure of it
 densities of real and generated images, the best D is now r p / (p + q). If G were perfect, D would answer
 0.45 everywhere: L_D = 1.38, L_G = 0.80. If D sees through every fake, L_D is 0.33, and L_G has no limit.
 
-What D can see. In the form that tutorials copy, D has two convolutions. They end in 49 units that have seen
-10x10 pixels each, and the last layer adds up what each unit says. So this D judges patches: whether the upper
-half of a digit goes with the lower one, it cannot know. Blank ten rows in the middle, so that no unit sees
-both halves, and exchange lower halves among the digits: trained to tell these from true ones, it is right as
-often as a coin. A third convolution lets each unit see 22x22 pixels, a whole digit, and it is right 85 times
-in a hundred. So D has three here, and --shallow takes the third away.
+What D can see. In the form that tutorials copy, D has two convolutions. What they make of an image has 7x7
+places; each has seen 10x10 pixels, and the last layer adds up what the places say. So this D judges patches:
+whether the upper half of a digit goes with the lower one, it cannot know. Try it: blank ten rows in the
+middle of all digits, so that no place sees both halves, and give half of them the lower half of another.
+Trained to tell the two kinds apart, D is right as often as a coin. With a third convolution each place sees
+22x22 pixels, a whole digit, and D is right 85 times in a hundred. So it has three here; --shallow: two.
 
 What to watch: the samples, because the losses do not tell how good they are. In the default run most were
-digits after 3 epochs, and then got sharper while L_G rose. `diagnose` looks for three classic failures. D
-wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps spiking (--lr-g 2e-3 --lr-d 2e-3
-provokes it). Mode collapse: G draws nearly the same for any z, and `diversity` falls from 1 towards 0.
+digits after 3 epochs, and then got sharper while L_G rose. After each epoch three classic failures are
+looked for. D wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps spiking (--lr-g
+2e-3 --lr-d 2e-3 provokes it). Mode collapse: G draws nearly the same for any z, and `diversity`, how far
+apart samples are (1: as far as real images), falls towards 0.
 
 Paper: Radford et al. 2015, arXiv 1511.06434. Departures: kernels of 4, not 5; z normal, not uniform; D's
 target is smoothed (Salimans et al. 2016, arXiv 1606.03498); G's step uses the fakes of D's step again.

@@ -8,34 +8,33 @@ In cgan.py both players are told a class. Here they are told a picture: the gene
 the question, and draws the answer b; the discriminator D sees a beside the true b, or a beside G's answer.
 
 Why a GAN at all, when the true answer is known? Because a question may have many answers. Different digits
-share a mosaic, and L1, the mean difference of pixels, makes G hedge between them: the best it can do is the
-median of each pixel over all answers, where doubtful strokes are lost or smeared. D asks instead whether b
-could be *an* answer to *this* a. pix2pix adds the two losses: L1 gets the large shapes right, and D makes
-them sharp (--l1-weight, --gan-weight):
+share a mosaic, and L1, the mean difference of pixels, makes G hedge between them: for each pixel the median
+over all answers is the least far from them on average, and in it doubtful strokes are lost or smeared. D asks
+instead whether b could be *an* answer to *this* a. pix2pix adds the two losses: L1 gets the large shapes
+right, and D makes them sharp (--l1-weight, --gan-weight):
 
     L_D = -1/2 E[log D(a, b)] - 1/2 E[log(1 - D(a, G(a)))]
     L_G = -E[log D(a, G(a))] + 100 E|b - G(a)|
 
 New against cgan.py: D is a PatchGAN. As L1 takes care of the whole, D may look at details: its convolutions
-end in a map of logits, and each logit judges one patch of the picture, here of 16x16 pixels. G is a U-Net:
-it halves the picture down to a single pixel and doubles it up again, and at each size the way up is also
-given what the way down had there, since question and answer share their layout (--no-skips leaves this out).
-And there is no noise z, because the authors found that G ignored it. All that is left to chance is dropout,
-in the first layers on the way up; variants.png shows how little the answers vary with it.
+end in a map of logits, and each judges one patch, of 16x16 pixels if the picture has 32x32. G is a U-Net: it
+halves the picture down to a single pixel and doubles it up again, and at each size the way up is also given
+what the way down had there, since question and answer share their layout (--no-skips leaves this out). And
+there is no noise z, because the authors found that G ignored it. All that is left to chance is dropout, in
+the first layers on the way up. It is off when G is tested, but for variants.png: see how little it changes.
 
 What to watch: the pictures in samples/, rows of questions, answers and truths. `g_loss` is the first part of
-L_G. If G were perfect, L_D and `g_loss` would both be log 2 = 0.69; if D wins, `g_loss` grows. After each
-epoch, 1,000 test images are translated. `error` is their mean difference from the truth (0 to 1). `evidence`
-asks the question again: how far is the mosaic of the answer from the question (0 to 1)? `sharpness` compares
-neighbouring pixels: 1 is as sharp as the truth; less means blurred, faint or missing strokes, more means
-noise. L1 alone (--gan-weight 0) aims at a small `error` and nothing else: after one epoch it had 2% less of
-it, but a `sharpness` of 0.92, not 0.96 (RESULTS.md, l1).
+L_G. If D could not tell answers from truths, L_D and `g_loss` would both be log 2 = 0.69; if D wins, `g_loss`
+grows. After each epoch, 1,000 test images are translated. `error` is their mean difference from the truth (0
+to 1). If A was drawn from B, `evidence` draws it again: how far is the mosaic of the answer from the question
+(0 to 1)? `sharpness` compares neighbouring pixels: 1 is as sharp as the truth; less means blurred, faint or
+missing strokes, more means noise. L1 alone (--gan-weight 0) aims at a small `error` and nothing else: after
+one epoch it had 2% less than both together, but a `sharpness` of 0.92, not 0.96 (RESULTS.md, l1).
 
 Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: small
-pictures, so that two layers have dropout, not three; half the width, batches of 32 (the paper: 1 to 10),
-rates that fall to 0 in the second half, as in the authors' later code, no random cropping or mirroring, and
-at test time no dropout and the running statistics of batch normalisation, so that an answer does not depend
-on what else is in its batch.
+pictures (of 32 pixels, only two layers have dropout, not three); half the width, batches of 32 (the paper: 1
+to 10), rates that fall to 0 in the second half, as in the authors' later code, no random cropping or
+mirroring, and at test time no dropout and the running statistics of batch normalisation.
 """
 
 import argparse
@@ -136,7 +135,7 @@ class Generator(nn.Module):
         widths = [width * min(2**level, 8) for level in range(halvings)]
         # Down: (N, 32, 16, 16), (N, 64, 8, 8), (N, 128, 4, 4), (N, 256, 2, 2), (N, 256, 1, 1)
         for level, (taken, leaving) in enumerate(zip([in_channels, *widths], widths)):
-            inner = 0 < level < halvings - 1  # one pixel has nothing to be normalised by
+            inner = 0 < level < halvings - 1  # the picture, and a single pixel, are not normalised
             layers = [nn.LeakyReLU(0.2)] if level else []
             layers += [nn.Conv2d(taken, leaving, 4, stride=2, padding=1, bias=not inner)]
             self.down.append(nn.Sequential(*layers, *([NORMS[norm](leaving)] if inner else [])))
@@ -303,7 +302,7 @@ def decode(path, size, half=None):
 
 
 def decode_all(paths, size, half):
-    """The bytes of all pictures that can be read, one after the other; for each path, 1 or 0 as it can be."""
+    """The bytes of all pictures that can be read, one after the other; and for each path 1 or, if not, 0."""
     decoded = [decode(path, size, half) for path in paths]
     return b"".join(decoded), bytes(bool(pixels) for pixels in decoded)
 
@@ -316,7 +315,7 @@ def list_images(folder, flag="--data-dir"):
 
 
 def map_images(folder, files, size, half=None):
-    """Pictures of a folder, uint8 (N, 3, size, size), mapped from a file in CACHE; and the files they are of.
+    """Pictures of a folder, uint8 (N, 3, size, size), mapped from a file in CACHE; and their files.
 
     That file is made once, on all cores, and again when a picture was added, removed or changed, or when this
     script decodes in another way. Files that cannot be read are named, and left out.
@@ -362,7 +361,7 @@ LAYOUTS = "{part}{side}", "{side}/{part}", "{part}/{side}", "{side}", "{part}"
 def draw(task, images):
     """The question A that `task` makes of pictures B: uint8 (N, C, S, S) to uint8 (N, C or 1, S, S).
 
-    mosaic: a grid of 8 x 8 blocks, each the mean of its pixels. outline: a ring of one pixel around what is
+    mosaic: 8 rows of 8 blocks, each the mean of its pixels. outline: a ring of one pixel around what is
     bright. half: the lower half is black. grey: the mean of the channels. outline and grey have one channel.
     """
     drawn = []
@@ -572,18 +571,19 @@ def translate(generator, images, args):
 
 
 def add_row(distances, row, steps_per_epoch):
-    """The measurements and another row, less those of cut-off epochs and an earlier one of its step."""
+    """`distances` and a new row (a step, and what was found then); rows of its step or cut-off epochs go."""
     whole = (distances[:, 0] < row[0, 0]) & (distances[:, 0] % steps_per_epoch == 0)
     return torch.cat([distances[whole], row])
 
 
 def translate_tests(args, generator, images, names):
-    """Write what `generator` makes of the first args.generate test images, as PNG files of their names."""
+    """Write what `generator` makes of the first args.generate test images, as PNGs with the same names."""
     if args.generate > len(names):
         fail(f"--generate: {args.generate} is more than the {len(names)} test images; give at most as many")
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        made = translate(generator, images[start : start + 256], args)  # 256, so that no image depends on N
+        # 256 at a time whatever --generate says: the last bits depend on how many there are.
+        made = translate(generator, images[start : start + 256], args)
         for name, image in zip(names[start : args.generate], made):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             to_pil_image(image).save(folder / f"{name}.png")
@@ -591,7 +591,7 @@ def translate_tests(args, generator, images, names):
 
 
 def translate_own(args, generator, channels):
-    """Write what `generator` makes of the pictures below args.translate, as PNG files of their names.
+    """Write what `generator` makes of the pictures below args.translate, as PNG files with the same names.
 
     Pictures are fitted as in training, and made grey if `channels` is 1.
     """
@@ -637,7 +637,9 @@ def fill_in(args):
     if args.l1_weight == args.gan_weight == 0:
         fail("--gan-weight: with --l1-weight 0 it cannot be 0, too; raise one of them above 0")
     if args.fid_every and args.direction == "b2a" and not args.dataset.startswith("folder"):
-        fail("--fid-every: fid.py knows the pictures B of this data set, not A; leave it or --direction out")
+        fail(
+            "--fid-every: fid.py knows the pictures B of this data set, not A; give --direction a2b, or not this"
+        )
 
 
 def read_pairs(args):

@@ -431,7 +431,7 @@ def decode(path, size, half=None):
 
 
 def decode_all(paths, size, half):
-    """The bytes of all pictures that can be read, one after the other; for each path, 1 or 0 as it can be."""
+    """The bytes of all pictures that can be read, one after the other; and for each path 1 or, if not, 0."""
     decoded = [decode(path, size, half) for path in paths]
     return b"".join(decoded), bytes(bool(pixels) for pixels in decoded)
 
@@ -444,7 +444,7 @@ def list_images(folder, flag="--data-dir"):
 
 
 def map_images(folder, files, size, half=None):
-    """Pictures of a folder, uint8 (N, 3, size, size), mapped from a file in CACHE; and the files they are of.
+    """Pictures of a folder, uint8 (N, 3, size, size), mapped from a file in CACHE; and their files.
 
     That file is made once, on all cores, and again when a picture was added, removed or changed, or when this
     script decodes in another way. Files that cannot be read are named, and left out.
