@@ -637,9 +637,7 @@ def fill_in(args):
     if args.l1_weight == args.gan_weight == 0:
         fail("--gan-weight: with --l1-weight 0 it cannot be 0, too; raise one of them above 0")
     if args.fid_every and args.direction == "b2a" and not args.dataset.startswith("folder"):
-        fail(
-            "--fid-every: fid.py knows the pictures B of this data set, not A; give --direction a2b, or not this"
-        )
+        fail("--fid-every: fid.py knows the pictures B of this data set alone; leave out --direction or this")
 
 
 def read_pairs(args):
