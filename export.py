@@ -4,8 +4,8 @@
     python cgan.py --generate 100 --label 7 --checkpoint pretrained/cgan.pt
 
 A checkpoint also has the second network, the optimisers' averages of each weight's gradient, and the figures
-of every step, so that a run can go on. Without them, and with 16 bits for each weight instead of 32, it is a
-tenth of the size. Biases, and the averages that batch normalisation keeps, are few and stay as they are.
+of every step, so that a run can go on. Without them, and with 16 bits for each weight instead of 32, it is an
+eighth of the size, or less. Biases, and the averages that batch normalisation keeps, are few and stay as they are.
 
 A file like that is read with torch.load(..., weights_only=True), which builds tensors and runs no code.
 """
@@ -27,16 +27,16 @@ def export(checkpoint):
     """Of a script's checkpoint, a dictionary, what --generate and --translate use; weights in float16.
 
     stylegan.py draws with the average of its generators, `ema`. Paths in the settings are set back to what
-    they are by default, since they are of the machine that trained.
+    they are by default, since they are of the machine that trained; give --data-dir where data are needed.
     """
     name = "ema" if "ema" in checkpoint else "generator"
 
     def halved(tensor):
         return tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
 
-    settings = checkpoint["settings"] | {"out_dir": None, "resume": None, "device": "auto"}
-    if settings["dataset"] in ("mnist", "fashion_mnist", "cifar10", "faces"):
-        settings["data_dir"] = "data"
+    usual = {"data_dir": "data", "folder_a": None, "folder_b": None, "out_dir": None, "resume": None}
+    usual |= {"checkpoint": None, "device": "auto"}
+    settings = {name: usual.get(name, value) for name, value in checkpoint["settings"].items()}
     weights = {key: halved(tensor) for key, tensor in checkpoint[name].items()}
     return {"script": checkpoint["script"], "settings": settings, "step": checkpoint["step"], name: weights}
 

@@ -4620,8 +4620,10 @@ def test_claims_arithmetic():
     # (5 - 2) / 4, (6 - 6) / 6, (7 - 3) / 5
     assert claims.column("spread over the last five", runs) == "75% (0% to 80%)"
     assert claims.column("largest rise", runs) == "100% (0% to 200%)"  # 2 to 4, none, 1 to 3
-    assert claims.column("distance after 2.4 min", runs) == "5.000 (3.000 to 6.000)"  # the second points
-    assert claims.column("d_loss after 100 min", runs) == "0.500 (0.400 to 0.600)"
+    assert claims.column("distance after 2.6 min", runs) == "not measured"  # 2 and 3 are too far from that
+    assert claims.column("d_loss after 100 min", runs) == "not measured"
+    assert claims.column("distance after 2.1 min", runs) == "5.000 (3.000 to 6.000)"  # the second points
+    assert claims.column("d_loss after 6.6 min", runs) == "0.500 (0.400 to 0.600)"
     assert claims.column("distance halved", runs) == "never (20 to never)"  # 4 is less than 9 / 2
     assert claims.column("distance doubled", runs[2:]) == "10"  # 3 is more than 2 * 1
     assert claims.column("error", [[{"error": 0.5, "a2b_error": None, "distance": 1}]]) == "0.5000"
@@ -4833,22 +4835,45 @@ class Numbered:
 
 def test_claims_put_halves_together():
     images = Numbered(50).data[:, None].float()
-    true, mixed = claims.halves(images), claims.halves(images, torch.arange(50).roll(1))
-    for y in range(28):
-        seen = [some[:, 0, y].unique(dim=1).flatten().tolist() for some in (true, mixed)]
-        first, second = [*range(1, 51)], [50, *range(1, 50)]
-        blank = [1.0] * 50  # the least of all pixels
-        assert seen == ([first, first] if y < 9 else [blank, blank] if y < 19 else [first, second])
+    first, second = [*range(1, 51)], [50, *range(1, 50)]
+    for black, above, below in ((10, 9, 19), (4, 12, 16)):
+        true = claims.halves(images, black)
+        mixed = claims.halves(images, black, torch.arange(50).roll(1))
+        for y in range(28):
+            seen = [some[:, 0, y].unique(dim=1).flatten().tolist() for some in (true, mixed)]
+            blank = [1.0] * 50  # the least of all pixels
+            assert seen == ([first, first] if y < above else [blank, blank] if y < below else [first, second])
     assert images.unique().tolist() == first  # and the images are as they were
+    torch.manual_seed(0)
+    classes = torch.randint(0, 10, (5000,))
+    for alike, share in ((False, 0.1), (True, 1)):
+        order = claims.partners(classes, alike)
+        assert torch.equal(order.sort().values, torch.arange(5000))
+        assert (classes[order] == classes).float().mean().item() == pytest.approx(share, abs=0.02)
+        assert (order == torch.arange(5000)).sum() < 30  # few keep their own
+
+
+def test_claims_build_what_they_compare():
+    grids = {name: [] for name in (claims.TWO, claims.THREE, "two, and one of 1x1")}
+    for form, sizes in grids.items():
+        torch.manual_seed(0)
+        network = claims.build_second(dcgan_mnist, form)
+        sizes += [layer.kernel_size[0] for layer in network.layers if isinstance(layer, nn.Conv2d)]
+        x = torch.zeros(2, 1, 28, 28, requires_grad=True)
+        assert network(x).shape == (2, 1)
+    assert [*grids.values()] == [[4, 4], [4, 4, 4], [4, 4, 1]]
+    assert isinstance(claims.build_second(wgan_gp, claims.THREE), wgan_gp.Critic)
+    assert isinstance(claims.build_second(vanilla_gan, "fully connected"), vanilla_gan.Discriminator)
 
 
 def test_claims_measure_sight(tmp_path, monkeypatch):
     """A network that compares the halves is right, but where chance gave an image its own lower half."""
-    told = []
+    told, forms = [], []
 
     class Comparing(nn.Module):
-        def __init__(self, script, shallow):
+        def __init__(self, script, form):
             super().__init__()
+            forms.append((script.SCRIPT, form))
             self.bias, self.name = nn.Parameter(torch.zeros(1)), script.SCRIPT
 
         def forward(self, images, classes=None):
@@ -4860,17 +4885,17 @@ def test_claims_measure_sight(tmp_path, monkeypatch):
 
     monkeypatch.setattr(claims, "build_second", Comparing)
     monkeypatch.setattr(claims, "PLOTS", tmp_path / "new")
-    monkeypatch.setattr(fid, "open_dataset", lambda name, folder, train: Numbered(200 if train else 50))
+    monkeypatch.setattr(fid, "open_dataset", lambda name, folder, train: Numbered(200))
     rows = [*claims.sight("cpu", 1)]
-    two = [
-        f"{name}.py, {n} convolutions"
-        for name in ("dcgan_mnist", "wgan_gp", "cgan")
-        for n in ("two", "three")
-    ]
-    assert [row["discriminator"] for row in rows] == ["vanilla_gan.py", *two]
-    for row in rows:
-        assert row["accuracy"] > 0.94
-        assert row["gap"] == pytest.approx(3 * (2 * row["accuracy"] - 1), abs=1e-4)
+    assert forms == [(name, form) for name, form, *_ in claims.SIGHT]
+    for row, (name, form, black, alike) in zip(rows, claims.SIGHT):
+        assert [row["script"], row["network"], row["black rows"]] == [f"{name}.py", form, black]
+        assert row["lower half of"] == ("the same class" if alike else "any digit")
+        assert row["accuracy"] > (0.9 if alike else 0.97)
+        own = 2 * (1 - row["accuracy"])  # the share of mixed images that are their own
+        softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731
+        expected = softplus(-2) + own * softplus(2) + (1 - own) * softplus(-1)
+        assert row["loss"] == pytest.approx(expected, abs=1e-4)
     assert {*told} == {"cgan"}
     grid = Image.open(tmp_path / "new" / "sight.png").convert("L")
     assert grid.size == (3 * 302, 3 * 62)
@@ -4897,13 +4922,13 @@ def test_claims_repeat_images(monkeypatch):
     monkeypatch.chdir(ROOT)
     rows = [*claims.copies("cpu")]
     data = torchvision.datasets.MNIST("data")
-    assert [(row["different images"], row["moved"]) for row in rows][2:4] == [
+    assert [(row["originals"], row["moved"]) for row in rows][2:4] == [
         (50, "no"),
         (50, "by up to a pixel"),
     ]
     for row, images in zip(rows, seen):
         assert images.shape == (10_000, 1, 28, 28)
-        count = row["different images"]
+        count = row["originals"]
         if row["moved"] == "no":
             kept, times = images.flatten(1).unique(dim=0, return_counts=True)
             assert (len(kept), {*times.tolist()}) == (count, {10_000 // count})
