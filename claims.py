@@ -1006,7 +1006,7 @@ def draw_halves(images, path):
 
 
 def build_second(script, form):
-    """A discriminator or critic: as its script has it, with two convolutions, or with kernels of 1x1 third."""
+    """A discriminator or critic: as its script has it, with two convolutions, or with the third of 1x1."""
     if script is vanilla_gan:
         return script.Discriminator()
     kind = script.Critic if script.SCRIPT == "wgan_gp" else script.Discriminator
