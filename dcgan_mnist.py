@@ -21,12 +21,11 @@ What D can see. In the form that tutorials copy, D has two convolutions. What th
 places; each has seen 10x10 pixels, and the last layer adds up what the places say. So this D judges patches:
 whether the upper half of a digit goes with the lower one, it cannot know. Try it: blank ten rows in the
 middle of all digits, so that no place sees both halves, and give half of them the lower half of another.
-Trained to tell the two kinds apart, D is right as often as a coin. With a third convolution each place sees
-22x22 pixels, a whole digit, and D is right 85 times in a hundred. So it has three here; --shallow: two.
+Trained to tell the two kinds apart, D is right as often as a coin. With a third convolution a place sees up
+to 22x22 pixels, most of a digit, and D is right 85 times in a hundred. So it has three here; --shallow: two.
 
-What to watch: the samples, because the losses do not tell how good they are. In the default run most were
-digits after 3 epochs, and then got sharper while L_G rose. After each epoch three classic failures are
-looked for. D wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps spiking (--lr-g
+What to watch: the samples, because the losses do not tell how good they are. With --shallow most were digits
+after 3 epochs, and then got sharper while L_G rose. After each epoch three classic failures are looked for. D wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps spiking (--lr-g
 2e-3 --lr-d 2e-3 provokes it). Mode collapse: G draws nearly the same for any z, and `diversity`, how far
 apart samples are (1: as far as real images), falls towards 0.
 
@@ -127,7 +126,7 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images (N, 1, 28, 28) to logits (N, 1); the sigmoid of a logit is the probability of "real".
 
-    What enters the linear layer is of 22x22 pixels each; without the third convolution (`shallow`), of 10x10.
+    What enters the linear layer has seen up to 22x22 pixels; without the third convolution (`shallow`) 10x10.
     """
 
     def __init__(self, width=64, shallow=False):
