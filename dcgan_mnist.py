@@ -25,9 +25,10 @@ Trained to tell the two kinds apart, D is right as often as a coin. With a third
 to 22x22 pixels, most of a digit, and D is right 85 times in a hundred. So it has three here; --shallow: two.
 
 What to watch: the samples, because the losses do not tell how good they are. With --shallow most were digits
-after 3 epochs, and then got sharper while L_G rose. After each epoch three classic failures are looked for. D wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps spiking (--lr-g
-2e-3 --lr-d 2e-3 provokes it). Mode collapse: G draws nearly the same for any z, and `diversity`, how far
-apart samples are (1: as far as real images), falls towards 0.
+after 3 epochs, and then got sharper while L_G rose. After each epoch three classic failures are looked for. D
+wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps spiking (--lr-g 2e-3 --lr-d 2e-3
+provokes it). Mode collapse: G draws nearly the same for any z, and `diversity`, how far apart samples are (1:
+as far as real images), falls towards 0.
 
 Paper: Radford et al. 2015, arXiv 1511.06434. Departures: kernels of 4, not 5; z normal, not uniform; D's
 target is smoothed (Salimans et al. 2016, arXiv 1606.03498); G's step uses the fakes of D's step again.
