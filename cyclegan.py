@@ -195,7 +195,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A PatchGAN: images (N, C, H, W), of `channels` in all, to a score for each patch (N, 1, h, w).
+    """A PatchGAN: images (N, C, H, W), of `channels` in all, to a number for each patch (N, 1, h, w).
 
     A patch has 9 * 2^layers - 2 pixels a side, or a single one if `layers` is 0. The comments give the shapes
     for images of 32 pixels and one layer.
