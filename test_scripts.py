@@ -4721,10 +4721,17 @@ def test_claims_find_what_a_translation_hides():
     fewer = sum(math.comb(16, k) * min(k, 16 - k) for k in range(17)) / 2**16 / 16  # of the pixels of a block
     assert hides["removed"] == pytest.approx(fewer / 255, rel=0.02)  # move by one grey level
     assert hides["b2a2b_plain"] > 0.3  # it was 0
+    assert hides["b2a2b_swapped"] > hides["b2a2b_plain"] + 0.03  # another's pixels
+    pattern = 2 * (torch.arange(32) % 2).byte()  # the same in all
+    patterned = lambda images: cyclegan.draw("mosaic", images).clamp(max=200) + pattern  # noqa: E731
+    made = patterned(b[:1000]).float()
+    wrong = ((made > made.mean((2, 3), True)) != (b[:1000] > 127)).float().mean().item()
+    assert measured(patterned)["b2a2b_swapped"] == pytest.approx(wrong)  # nothing is lost
     shows = measured(lambda images: cyclegan.draw("mosaic", images))
     mosaic = cyclegan.draw("mosaic", b[:1000]).float()
     expected = ((mosaic > mosaic.mean((2, 3), True)) != (b[:1000] > 127)).float().mean().item()
-    assert shows == {"removed": 0, "b2a2b_plain": pytest.approx(expected)}
+    same = pytest.approx(expected)
+    assert shows == {"removed": 0, "b2a2b_plain": same, "b2a2b_swapped": same}
     assert measured(None, "outline") == {}
 
 
@@ -4959,7 +4966,15 @@ def test_claims_can_be_run(capsys):
             script = importlib.import_module(setting.script)
             metrics = [*script.METRICS, *script.DISTANCES]
             figures = {"classes", "entropy", "confidence", "class_accuracy", "precision", "recall"}
-            figures |= {"diversity", *metrics, "error", "b2a2b_plain", "removed", "distance of mixed"}
+            figures |= {
+                "diversity",
+                *metrics,
+                "error",
+                "b2a2b_plain",
+                "b2a2b_swapped",
+                "removed",
+                "distance of mixed",
+            }
             figures |= {"distance", "all heaps", "poorest", "lost", "moved", "first gradient", "first d_fake"}
             figures |= {f"{name}_{space}" for name in ("path", "linear") for space in "zw"}
             figures |= {f"{name}_{2**k}" for name in ("class", "shape", "inside") for k in range(2, 6)}
