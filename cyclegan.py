@@ -18,8 +18,8 @@ generators at once, G_AB and G_BA, and asks that a picture survive the journey t
 But even these losses do not say that a 7 must stay a 7. If G_AB turned all 7s into 3s and all 3s into 7s,
 G_BA could turn them back. We rely on the networks: it seems easiest for convolutions to keep every stroke
 where it is. Nor does a small cycle loss prove that a translation shows all of a: G_AB may hide what G_BA will
-need in noise too faint to see (it does: RESULTS.md, hidden). To see what the cycle is good for, take it away:
-with --cycle-weight 0 all outlines became the same digit.
+need in noise too faint to see (with mosaics G_BA does so for G_AB: RESULTS.md, hidden). To see what the cycle
+is good for, take it away: with --cycle-weight 0 all outlines became the same digit.
 
 New against pix2pix.py: no pairs; squares pull D's answers to 1 for real and 0 for fake (least squares; the
 paper found it more stable); instance normalisation, which gives each map of each picture a mean of 0 and a
