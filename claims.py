@@ -196,8 +196,8 @@ DCGAN64 = Setting("9 epochs", "dcgan64_celeba", epochs(468, *range(1, 10)), FASH
 def other(setting, label, flags, step=None, change=None):
     """A setting that differs from another in its flags or by a change."""
     shorter = setting.until(step or setting.points[-1], label)
-    kept = [flag for flag in (SHALLOW, BF16) if flag in setting.flags]
-    return replace(shorter, flags=" ".join([*kept[:-1], *flags.split(), BF16]), change=change)
+    first = [SHALLOW] if SHALLOW in setting.flags else []
+    return replace(shorter, flags=" ".join([*first, *flags.split(), BF16]), change=change)
 
 
 def rates(lr_g, lr_d, flags=""):
@@ -997,7 +997,7 @@ def partners(classes, alike):
     order = torch.randperm(len(classes)).to(classes.device)
     if alike:
         by_class = classes.argsort(stable=True)
-        order[by_class] = order[classes[order].argsort(stable=True)].clone()
+        order[by_class] = order[classes[order].argsort(stable=True)]
     return order
 
 
@@ -1010,23 +1010,11 @@ def draw_halves(images, path):
     grid.resize((3 * grid.width, 3 * grid.height), Image.Resampling.NEAREST).save(path)
 
 
-def build_second(script, form):
-    """A discriminator or critic: as its script has it, with two convolutions, or with the third of 1x1."""
-    if script is vanilla_gan:
-        return script.Discriminator()
-    kind = script.Critic if script.SCRIPT == "wgan_gp" else script.Discriminator
-    network = kind(shallow=form == "two convolutions")
-    if form == "two, and one of 1x1":
-        network.layers[5] = nn.Conv2d(128, 256, 1, bias=False)
-        network.layers[-1] = nn.Linear(256 * 7 * 7, 1)
-    return network
-
-
-TWO, THREE = "two convolutions", "three convolutions"
+TWO, BLIND, THREE = "two convolutions", "two, and one of 1x1", "three convolutions"
 SIGHT = (  # script, network, black rows, whether lower halves come from digits of the same class
     ("vanilla_gan", "fully connected", 10, False),
     ("dcgan_mnist", TWO, 10, False),
-    ("dcgan_mnist", "two, and one of 1x1", 10, False),
+    ("dcgan_mnist", BLIND, 10, False),
     ("dcgan_mnist", THREE, 10, False),
     ("dcgan_mnist", TWO, 4, False),
     ("wgan_gp", TWO, 10, False),
@@ -1035,6 +1023,18 @@ SIGHT = (  # script, network, black rows, whether lower halves come from digits 
     ("cgan", TWO, 10, True),
     ("cgan", THREE, 10, True),
 )
+
+
+def build_second(script, form):
+    """A discriminator or critic: as its script has it, with two convolutions, or with the third of 1x1."""
+    if script is vanilla_gan:
+        return script.Discriminator()
+    kind = script.Critic if script.SCRIPT == "wgan_gp" else script.Discriminator
+    network = kind(shallow=form == TWO)
+    if form == BLIND:
+        network.layers[5] = nn.Conv2d(128, 256, 1, bias=False)
+        network.layers[-1] = nn.Linear(256 * 7 * 7, 1)
+    return network
 
 
 def sight(device, epochs=2):

@@ -77,7 +77,7 @@ def add_flags(add):
         "--pool",
         type=int,
         default=50,
-        help="of how many steps the pool of earlier fakes can hold all; 0: none",
+        help="size of the pool of earlier fakes for D, in batches; 0: none",
     )
     add("--norm", choices=["instance", "batch"], default="instance", help="normalisation in all networks")
     add("--blocks", type=int, help="residual blocks; None: 4 for up to 64 pixels, 6 for 128, 9 for 256")

@@ -1,4 +1,4 @@
-"""One picture with the first samples of all trained generators: the strip at the top of README.md.
+"""One picture with the first samples of all trained generators, a strip for the top of README.md.
 
     python strip.py pretrained assets/strip.png
 
