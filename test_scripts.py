@@ -1494,6 +1494,9 @@ def test_dcgan_monitor_names_what_it_sees():
         (remark,) = dcgan_mnist.diagnose(winning, label)
         assert "too strong" in remark
         assert "higher --lr-g" in remark
+    often = history()
+    often[::50, 1] = 9  # in the first epoch of the default, too, about two in five groups have one
+    assert dcgan_mnist.diagnose(often, 0.9) == []
     spiky, late = history(), history()
     spiky[::25, 1], late[-20:, 4] = 9, 0.1
     (remark,) = dcgan_mnist.diagnose(spiky, 0.9)
