@@ -3,6 +3,7 @@
     python benchmark.py                             # the whole table
     python benchmark.py --script cgan --quick
     python benchmark.py --device cuda --markdown
+    python benchmark.py --learn 10                  # what is learned of MNIST in ten minutes of one core
 
 Of each training script, with its own batch size, on random images of its own size:
 
@@ -20,6 +21,10 @@ Of each training script, with its own batch size, on random images of its own si
                 DataLoader that transforms image by image, Adam that is not fused, sigmoid and BCELoss where
                 the loss is a cross-entropy, .item() and print in each step; for dcgan64_celeba.py on JPEGs;
                 in cyclegan.py nn.ReflectionPad2d, a pool image by image, and an optimiser for each D
+
+--learn trains each script with its defaults, in fp32 and on MNIST, and the same networks in the loop of
+tutorials, for as long; and measures 10,000 samples of both as `fid.py --features classifier` does, or as many
+translations. There the loop of tutorials has the script's target for real images, and R1 in each step.
 
 Of fid.py: the images/s of its Inception network, and the seconds of the Frechet distance of 2048 features.
 
@@ -42,6 +47,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +60,7 @@ from torchvision import datasets, transforms
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
+import claims
 import fid
 
 SHAPES = {  # of an image
@@ -151,16 +158,20 @@ def ours(name, device, precision, channels_last=True):
     return step, batch
 
 
-def tutorial(name, device, folder):
-    """A training step of the same networks as tutorials write it, in fp32."""
+def tutorial(name, device, folder=None):
+    """A Player, and a training step of its networks as tutorials write it, in fp32.
+
+    The JPEGs in `folder` are what dcgan64_celeba.py is given; without them, MNIST and, in stylegan.py, R1.
+    """
     player = Player(name, device)
     script, args, generator, second = player.script, player.args, player.generator, player.second
     if name in ("pix2pix", "cyclegan"):
-        return translation(player, device)
+        return player, translation(player, device)
     scale = [transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]
     if name == "dcgan64_celeba":
-        crop = [transforms.Resize(64), transforms.CenterCrop(64), *scale]
-        dataset = datasets.ImageFolder(folder, transforms.Compose(crop))
+        resized = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(64), *scale])
+        rgb = transforms.Compose([transforms.Grayscale(3), resized])
+        dataset = datasets.ImageFolder(folder, resized) if folder else datasets.MNIST("data", transform=rgb)
     else:
         pad = [transforms.Pad((player.shape[1] - 28) // 2)] if player.shape[1] > 28 else []
         dataset = datasets.MNIST("data", transform=transforms.Compose([*pad, *scale]))
@@ -193,8 +204,11 @@ def tutorial(name, device, folder):
                     penalty, _ = script.gradient_penalty(second, real, fake.detach())
                     loss = loss + args.gp_weight * penalty
             else:
-                ones, zeros = torch.ones_like(real_score), torch.zeros_like(real_score)
-                loss = bce(real_score.sigmoid(), ones) + bce(fake_score.sigmoid(), zeros)
+                targets = torch.full_like(real_score, getattr(args, "real_label", 1.0))
+                loss = bce(real_score.sigmoid(), targets)
+                loss = loss + bce(fake_score.sigmoid(), torch.zeros_like(fake_score))
+                if name == "stylegan" and folder is None:
+                    loss = loss + args.r1_weight / 2 * script.r1_penalty(second, real)
             d_loss = update(player.optimizer_second, loss)
         fake = generator(torch.randn(len(real), args.latent_dim, device=device), *classes)
         score = second(fake, *classes)
@@ -204,11 +218,11 @@ def tutorial(name, device, folder):
             script.average(player.ema, generator, 0.998)
         print(f"D {d_loss.item():.4f} G {g_loss.item():.4f}")
 
-    return step
+    return player, step
 
 
 def translation(player, device):
-    """What tutorial returns, of pix2pix.py and cyclegan.py."""
+    """The training step of pix2pix.py and cyclegan.py as tutorials write it."""
     args, generator, second, l1 = player.args, player.generator, player.second, nn.L1Loss()
     scale = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
 
@@ -388,7 +402,7 @@ def measure(names, device, quick):
             with FLOPs() as count:
                 jobs[name, "fp32"]()
             flops[name] = count.total
-            jobs[name, "tutorial"] = tutorial(name, device, folder)
+            _, jobs[name, "tutorial"] = tutorial(name, device, folder)
         taken = take_turns(jobs, device, rounds, least)
     rates, rows = [2 * 2048**3 / taken[name] for name in ("matmul", "1 x 1")], []
     for name in names:
@@ -412,6 +426,65 @@ def measure(names, device, quick):
     return rates, rows
 
 
+class TimeIsUpError(Exception):
+    """So that a script's own loop ends."""
+
+
+def learned(job):
+    """A row of the table of --learn: of a script, or of the tutorials' loop, after so many seconds."""
+    name, who, limit, samples, device = job
+    torch.set_num_threads(1)
+    script, clock = importlib.import_module(name), time.process_time if device == "cpu" else time.perf_counter
+    networks, steps, original, start = {}, 0, script.train_step, None
+
+    def train_step(*args):
+        nonlocal steps, start
+        start = start or clock()  # all is read, as when the loop of tutorials starts
+        if clock() - start > limit:
+            names = inspect.signature(original).parameters
+            networks.update({key: args[i] for i, key in enumerate(names) if key in ("generator", "ema")})
+            raise TimeIsUpError
+        steps += 1
+        return original(*args)
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
+            stack.enter_context(redirect(io.StringIO()))
+        run = Path(folder, "run")
+        flags = ["--dataset", "mnist", "--device", device, "--out-dir", str(run)]
+        with contextlib.suppress(TimeIsUpError), mock.patch.object(script, "train_step", train_step):
+            script.main([*flags, "--max-steps", "1"] if who == "tutorial" else flags)
+        if who == "tutorial":
+            start, steps = clock(), 0
+            player, step = tutorial(name, torch.device(device))
+            while clock() - start < limit:
+                step()
+                steps += 1
+            networks = {"generator": player.generator, "ema": player.ema}
+        elif not networks:
+            raise RuntimeError(f"{name}.py has come to its end in less time; give --learn fewer minutes")
+        checkpoint = script.load_checkpoint(run / "checkpoint.pt")
+        states = {key: networks[key].state_dict() for key in ("generator", "ema") if key in checkpoint}
+        torch.save(checkpoint | states, run / "checkpoint.pt")
+        images, labels = claims.generated(script, run / "checkpoint.pt", samples, device)
+        found = claims.Judge("mnist", images, device)(images, labels)
+    row = {"script": f"{name}.py", "loop": who, "steps": f"{steps:,}", "distance": f"{found['distance']:.1f}"}
+    keys = "precision", "recall", "confidence", "class_accuracy"
+    return row | {key: f"{found[key]:.3f}" for key in keys if found.get(key) is not None}
+
+
+def learn(names, device, minutes, samples):
+    """Rows of a table: what scripts, and the same networks in the loop of tutorials, learn in a time."""
+    fid.load_classifier("mnist", "data", device)  # before many ask for it at once
+    jobs = [
+        (name, who, 60 * minutes, samples, str(device)) for name in names for who in ("script", "tutorial")
+    ]
+    with claims.start_workers(fid.count_cores() if device.type == "cpu" else 1) as pool:
+        return [
+            *tqdm(pool.imap(learned, jobs) if pool else map(learned, jobs), total=len(jobs), unit=" runs")
+        ]
+
+
 def table(rows, markdown):
     """The rows as text, columns aligned, or as Markdown."""
     columns = list(max(rows, key=len))
@@ -429,9 +502,19 @@ def main(argv=None):
     add("--script", choices=[*SHAPES, "fid"], help="this one alone")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
     add("--quick", action="store_true", help="one measurement of each, which is not to be quoted")
+    help_ = "train for so many minutes each, and measure the samples instead of the speed"
+    add("--learn", type=float, metavar="MINUTES", help=help_)
     add("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args(argv)
     device = fid.pick_device(args.device)
+    if args.learn:
+        samples = claims.SAMPLES // (10 if args.quick else 1)
+        print(
+            table(
+                learn([args.script] if args.script else [*SHAPES], device, args.learn, samples), args.markdown
+            )
+        )
+        return
     names = [args.script] if args.script else [*SHAPES, "fid"]
     rates, rows = measure(names, device, args.quick)
     print(f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads; ", end="")

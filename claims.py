@@ -206,7 +206,7 @@ def rates(lr_g, lr_d, flags=""):
 
 
 def wide(label, flags, *steps):
-    """dcgan_mnist.py of another size; the steps are about those of 1, 2, 4, 8, 15 and 30 minutes."""
+    """dcgan_mnist.py of another size; the steps are about those of 2, 4, 8, 15 and 30 minutes."""
     return Setting(label, "dcgan_mnist", steps, f"{flags} {BF16}")
 
 
@@ -233,8 +233,9 @@ STYLE = Setting("5 epochs", "stylegan", epochs(1875, 1, 2, 3, 4, 5), BF16)
 STYLE_2 = STYLE.until(3750)
 STYLE_FASHION = replace(STYLE_2, label="garments", flags=f"--dataset fashion_mnist {BF16}")
 UNMAPPED = replace(STYLE_2, label="no mapping", flags=f"--mapping-layers 0 {BF16}")
-TRUNCATED = "distance", "precision", "recall"
-PSI = 0.7, 0.4
+UNTRAINED = Setting("untrained", "stylegan", (1,), f"--lr-g 1e-30 --lr-d 1e-30 {BF16}")
+PSI = 1.0, 0.9, 0.8, 0.7, 0.5, 0.3
+STYLED = "class", "shape", "inside", "grain"  # what influence compares, of digits and garments
 UNPAIRED = "--norm instance --no-condition --batch-size 16 --epochs 1"  # as cyclegan.py has it
 CYCLE = Setting("cycle 10", "cyclegan", (938, 1875), f"--epochs 1 {BF16}")
 RING = Setting("non-saturating", "gan_2d", epochs(40, 1, 2, 3, 4, *range(5, 61, 5)))
@@ -330,20 +331,11 @@ CLAIMS = {
     "width": Claim(
         "DCGAN's published widths are right for MNIST, at equal time",
         (
-            wide("64, two convolutions", "--shallow --epochs 25", 375, 750, 1500, 3000, 5600, 11200),
-            wide(
-                "32, two convolutions",
-                "--shallow --width 32 --epochs 75",
-                1070,
-                2140,
-                4280,
-                8560,
-                16000,
-                32000,
-            ),
-            wide("64, three convolutions", "--epochs 25", 300, 600, 1200, 2400, 4500, 9000),
-            wide("32, three convolutions", "--width 32 --epochs 75", 910, 1820, 3640, 7280, 13600, 27200),
-            wide("16, three convolutions", "--width 16 --epochs 150", 1670, 3340, 6680, 13360, 25000, 50000),
+            wide("64, two convolutions", "--shallow --epochs 25", 173, 345, 690, 1295, 2590),
+            wide("32, two convolutions", "--shallow --width 32 --epochs 75", 484, 968, 1935, 3630, 7260),
+            wide("64, three convolutions", "--epochs 25", 134, 267, 534, 1002, 2004),
+            wide("32, three convolutions", "--width 32 --epochs 75", 457, 913, 1826, 3425, 6850),
+            wide("16, three convolutions", "--width 16 --epochs 150", 1188, 2376, 4752, 8910, 17820),
         ),
         tuple(f"{name} after {minutes} min" for name in ("distance", "recall") for minutes in (4, 15, 30)),
         "seconds",
@@ -534,34 +526,39 @@ CLAIMS = {
             replace(STYLE_2, label="8 layers, as they were drawn", change=frozen_mapping),
             UNMAPPED,
         ),
-        ("path_z", "path_w", "path_w / path_z", "linear_z", "linear_w", "entropy", "recall"),
+        ("moved", "path_z / apart", "path_w / apart", "skill_z", "skill_w", "entropy", "recall"),
         curve="path_w",
     ),
     "style-coarse-fine": Claim(
         "StyleGAN: styles of low resolution decide the shape, those of high resolution the surface",
-        (replace(STYLE_2, label="digits"), STYLE_FASHION),
-        tuple(f"{name}_{side}" for name in ("class", "shape", "inside") for side in (4, 8, 16, 32)),
-    ),
-    "truncation": Claim(
-        "StyleGAN: a smaller psi trades variety for quality",
-        (replace(STYLE_2, label="in W"), UNMAPPED),
-        ("precision", "recall", *(f"{name} at {psi}" for psi in PSI for name in TRUNCATED)),
+        (replace(STYLE_2, label="digits"), STYLE_FASHION, UNTRAINED),
+        tuple(f"{name}_{side}" for name in STYLED for side in (4, 8, 16)),
     ),
     "r1": Claim(
         "StyleGAN needs R1, and a gamma near 10",
         (
-            other(STYLE, "0", "--r1-weight 0", 1875),
-            other(STYLE, "0.1", "--r1-weight 0.1", 1875),
-            other(STYLE, "1", "--r1-weight 1", 1875),
-            STYLE.until(1875, "10"),
-            other(STYLE, "100", "--r1-weight 100", 1875),
+            other(STYLE_2, "0", "--r1-weight 0"),
+            other(STYLE_2, "0.1", "--r1-weight 0.1"),
+            other(STYLE_2, "0.1, D at a third of its rate", "--r1-weight 0.1 --lr-d 6e-4"),
+            other(STYLE_2, "1", "--r1-weight 1"),
+            replace(STYLE_2, label="10"),
+            other(STYLE_2, "10, in each step", "--r1-every 1"),
+            other(STYLE_2, "100", "--r1-weight 100"),
         ),
-        ("classes", "precision", "recall", "diversity"),
+        ("classes", "precision", "recall", "diversity", "training diversity", "d_fake"),
+        seeds=SEEDS[:1],
     ),
     "style-mixing": Claim(
         "StyleGAN: images of two styles in training make styles exchangeable",
         (replace(STYLE_2, label="mixing 0.9"), other(STYLE_2, "no mixing", "--mixing 0")),
-        ("distance of mixed", "distance of mixed / distance", *(f"class_{side}" for side in (4, 8, 16, 32))),
+        (
+            "recall",
+            "mixed from own",
+            "own from own",
+            "distance of mixed",
+            "confidence",
+            "confidence of mixed",
+        ),
     ),
     "hidden": Claim(
         "CycleGAN: a translation hides what it takes to undo it",
@@ -714,9 +711,13 @@ def entanglement(script, generator, network, pairs=2000, count=10_000):
 
     path_z, path_w: stylegan.py's path_lengths of the same 2,000 pairs in features of length 1, epsilon 1e-4,
     in float64; the mean without the least and the largest 1% (Karras et al. 2018, section 4.1; their features
-    are VGG's). A line is shorter than its arc: compare their ratio with that of --mapping-layers 0.
-    linear_z, linear_w: how often a ridge regression on z (all of one length), or on w, tells the class that
-    the classifier sees; fitted to the first half of 10,000 samples, tested on the second.
+    are VGG's). `apart` is the mean squared distance of the ends of such paths: a generator whose images
+    differ more has longer paths. A line is shorter than its arc whatever the mapping is, and the more the
+    mapping crumples arcs, the shorter it is by comparison. So path_w below path_z shows nothing: compare
+    path_w / apart with that of a mapping as it was drawn, and with path_z / apart of --mapping-layers 0.
+    skill_z, skill_w: how often a linear regression on z (all of one length), or on w, tells the class that
+    the classifier sees, fitted to the first half of 10,000 samples and tested on the second. 1: always, 0: no
+    more often than it is the most frequent class.
     """
     device, found = generator.w_avg.device, {}
     exact, layers = copy.deepcopy(generator).double(), copy.deepcopy(network.layers).double()
@@ -730,41 +731,78 @@ def entanglement(script, generator, network, pairs=2000, count=10_000):
         lengths = script.path_lengths(exact, features, space, pairs, 1e-4)
         low, high = lengths.quantile(lengths.new_tensor([0.01, 0.99]))
         found[f"path_{space}"] = lengths[(lengths >= low) & (lengths <= high)].mean().item()
+    script.reseed("path")
+    ends = torch.randn(2, pairs, generator.latent_dim, dtype=torch.float64, device=device)
+    one, two = (torch.cat([features(exact(part)) for part in z.split(64)]) for z in ends)
+    found["apart"] = (one - two).square().sum(1).mean().item()
     script.reseed("linear")
     z = torch.randn(count, generator.latent_dim).to(device)
     images = script.sample(generator, z).to(device)
     logits = torch.cat([network(network.prepare(part))[1] for part in images.split(500)])
     classes, half = logits.argmax(1), count // 2
-    length = generator.latent_dim**0.5  # that of w, about: the ridge is the same for both
-    for space, x in (("z", length * F.normalize(z)), ("w", generator.mapping(z))):
+    often = (classes[half:] == classes[:half].mode().values).double().mean().item()
+    for space, x in (("z", F.normalize(z)), ("w", generator.mapping(z))):
         x = torch.cat([x, torch.ones_like(x[:, :1])], 1).double()
-        ridge = x[:half].T @ x[:half] + 1e-3 * half * torch.eye(x.shape[1], dtype=x.dtype, device=device)
-        weight = torch.linalg.solve(ridge, x[:half].T @ F.one_hot(classes[:half]).double())
-        right = (x[half:] @ weight).argmax(1) == classes[half:]
-        found[f"linear_{space}"] = right.double().mean().item()
+        weight = torch.linalg.lstsq(x[:half], F.one_hot(classes[:half]).double()).solution
+        right = ((x[half:] @ weight).argmax(1) == classes[half:]).double().mean().item()
+        found[f"skill_{space}"] = (right - often) / (1 - often) if often < 1 else math.nan
     return found
 
 
 @torch.no_grad()
+def moved(script, generator, checkpoint):
+    """How far training has moved the mapping of a run: 0 if it is as it was drawn.
+
+    The mean square of how w has changed for the same z, over the variance of w at first.
+    """
+    args = argparse.Namespace(
+        **vars(script.parse_args(["--resume", str(checkpoint)])) | {"precision": "fp32"}
+    )
+    torch.manual_seed(args.seed)
+    drawn = script.build(args).to(generator.w_avg.device)  # the first that train draws
+    script.reseed("moved")
+    z = torch.randn(1000, generator.latent_dim).to(generator.w_avg.device)
+    now, before = generator.mapping(z), drawn.mapping(z)
+    return ((now - before).square().mean() / before.var(0).mean()).item()
+
+
+def exchanged(judge, images, mixtures):
+    """How far images of three styles are from real images, and from as many of a style of their own.
+
+    uint8 images (N, C, H, W) both. `own from own` is what two halves of the latter are apart, in part because
+    they are half as many.
+    """
+
+    def apart(first, second):
+        return fid.frechet_distance(first.mu, first.sigma, second.mu, second.sigma).item()
+
+    own, found, *parts = (judge.measure("samples", some) for some in (images, mixtures, *images.chunk(2)))
+    row = {"distance of mixed": apart(judge.reference, found), "mixed from own": apart(own, found)}
+    row |= {"own from own": apart(*parts)}
+    return row | {"confidence of mixed": found.logits.double().softmax(1).amax(1).mean().item()}
+
+
+@torch.no_grad()
 def mixed(script, generator, count):
-    """uint8 images (N, C, H, W) of three styles each, that change at random layers."""
+    """uint8 images (N, C, H, W) of three styles each, that change at two random layers."""
     script.reseed("mixed")
     device, layers = generator.w_avg.device, len(generator.synthesis.layers)
     ws = generator.mapping(torch.randn(3 * count, generator.latent_dim).to(device)).unflatten(0, (3, count))
-    cuts = torch.randint(1, layers, (2, count, 1)).to(device)
+    cuts = 1 + torch.rand(count, layers - 1).argsort(1)[:, :2].T[..., None].to(device)  # (2, N, 1)
     which = (torch.arange(layers, device=device) >= cuts).sum(0)  # (N, layers): 0, 1 or 2
     return script.sample(generator.synthesis, ws[which, torch.arange(count, device=device)[:, None]])
 
 
 @torch.no_grad()
 def influence(script, generator, network, names, pairs=1000):
-    """How much of what two images differ in comes with the styles of one resolution.
+    """How much of what two images differ in has come over with the styles up to a resolution.
 
-    Of pairs of styles w1, w2, the layers of one resolution get w2, the others keep w1. The figure hair_16,
-    for example, is how often the classifier then sees other hair than with w1 alone, over how often it does
-    with w2 alone. `names` are the attributes that it knows. Of digits and garments there are also shape, the
-    share of two silhouettes that only one of them has; inside, the mean brightness within the silhouette; and
-    slant, the skew: for the last two, mean differences are compared.
+    Of pairs of styles w1, w2, the layers up to 4x4 (8x8, 16x16) get w2, the others keep w1, as in style
+    mixing. The figure hair_16, for example: of the pairs whose images have different hair, as the classifier
+    sees them, how many have then that of the second. `names` are the attributes that it knows. Of digits and
+    garments there are also shape, the share of two silhouettes that only one of them has; inside, the mean
+    brightness within the silhouette; and grain, how much its pixels differ from the mean of their neighbours
+    there: how far the mixture is from the first image, over how far the second is.
     """
     script.reseed("influence")
     z = torch.randn(2 * pairs, generator.latent_dim).to(generator.w_avg.device)
@@ -779,33 +817,29 @@ def influence(script, generator, network, names, pairs=1000):
         parts = logits.split(getattr(network, "classes", [logits.shape[1]]), 1)
         seen = {name: part.argmax(1) for name, part in zip(names, parts)}
         if names == ["class"]:
-            light = prepared[:, 0].double() + 1e-9
-            outline = light > 0.2
-            y, x = (torch.arange(28, device=w1.device) - 13.5 for _ in "yx")
-            mass = light.sum((1, 2))
-            dy = y - (light.sum(2) @ y.double() / mass)[:, None]
-            dx = x - (light.sum(1) @ x.double() / mass)[:, None]
-            skew = torch.einsum("nyx,ny,nx->n", light, dy, dx) / torch.einsum("nyx,ny->n", light, dy**2)
-            inside = (light * outline).sum((1, 2)) / outline.sum((1, 2)).clamp(min=1)
-            seen |= {"shape": outline, "inside": inside, "slant": skew}
+            light = prepared.double()  # (N, 1, 28, 28), from 0 to 1
+            outline = light > 0.2 * light.amax((2, 3), keepdim=True)
+            detail = (light - F.avg_pool2d(light, 3, 1, 1)).abs()
+            within = -F.max_pool2d(-outline.double(), 3, 1, 1)  # without its edge
+            mean = {"inside": (light, outline), "grain": (detail, within)}
+            seen |= {k: (x * m).sum((1, 2, 3)) / m.sum((1, 2, 3)).clamp(min=1) for k, (x, m) in mean.items()}
+            seen |= {"shape": outline}
         return seen
 
     def apart(one, two):
-        means = {}
-        for name, x in one.items():
-            y = two[name]
-            if name == "shape":
-                differ = 1 - (x & y).sum((1, 2)) / (x | y).sum((1, 2)).clamp(min=1)
-            else:
-                differ = x != y if name in names else (x - y).abs()
-            means[name] = differ.double().mean()
-        return means
+        if one.dtype != torch.bool:
+            return (one - two).abs().mean().item()
+        return ((one ^ two).sum((1, 2, 3)) / (one | two).sum((1, 2, 3)).clamp(min=1)).double().mean().item()
 
-    start, found = attributes(first), {}
-    whole = apart(start, attributes(second))
-    for side in sides.unique().tolist():
-        part = apart(start, attributes(torch.where((sides == side)[:, None], second, first)))
-        found |= {f"{name}_{side}": (part[name] / whole[name]).item() for name in part}
+    start, end, found = attributes(first), attributes(second), {}
+    for side in sides.unique().tolist()[:-1]:
+        for name, x in attributes(torch.where((sides <= side)[:, None], second, first)).items():
+            if name in names:
+                unlike = start[name] != end[name]  # if there are none, the figure is NaN
+                found[f"{name}_{side}"] = (x == end[name])[unlike].double().mean().item()
+            else:
+                whole = apart(start[name], end[name])
+                found[f"{name}_{side}"] = apart(start[name], x) / whole if whole else math.nan
     return found
 
 
@@ -930,11 +964,9 @@ def follow(setting, seed, home, samples, device):
                     generator = averaged(script, folder / "checkpoint.pt", device)
                     row |= entanglement(script, generator, judge.network)
                     row |= influence(script, generator, judge.network, judge.names)
-                    row["distance of mixed"] = judge(mixed(script, generator, samples), None)["distance"]
-                    for psi in PSI:
-                        less, _ = generated(script, folder / "checkpoint.pt", samples, device, psi)
-                        found = judge(less, None)
-                        row |= {f"{key} at {psi}": found[key] for key in TRUNCATED if key in found}
+                    row |= exchanged(judge, images, mixed(script, generator, samples))
+                    row["moved"] = moved(script, generator, folder / "checkpoint.pt")
+                    row["training diversity"] = row["diversity"]
                 row |= judge(images, labels)  # its diversity replaces that of batches in training
         rows.append(row)
         notes.write_text(json.dumps(rows, indent=1) + "\n")
@@ -1103,7 +1135,37 @@ def copies(device, total=10_000):
         yield row | {key: found[key] for key in ("distance", "precision", "recall", "entropy")}
 
 
-EXTRA = {"baselines": baselines, "sight": sight, "copies": copies}
+def truncation(device):
+    """Rows of a table: samples of stylegan.py's run of full length, with w ever closer to its mean.
+
+    `even precision` is the mean of the precisions of all classes with 100 samples or more. If the precision
+    rises and this does not, the classes that are easy to draw have become more frequent, and no class better.
+    """
+    script, settings = importlib.import_module("stylegan"), (STYLE, *in_fp32(CLAIMS["stylegan"]).settings)
+    files = [setting.folder(RUNS, SEEDS[0]) / "checkpoint.pt" for setting in settings]
+    checkpoint, judge = next(filter(Path.is_file, files), None), None
+    if not checkpoint:
+        raise SystemExit(
+            "claims.py: there is no run of stylegan.py to measure; first: python claims.py stylegan"
+        )
+    for psi in PSI:
+        images, _ = generated(script, checkpoint, SAMPLES, str(device), psi)
+        judge = judge or Judge("mnist", images, device)
+        found, samples = judge(images, None), judge.measure("samples", images)
+        near = fid.squared_distances(samples.features, judge.reference.features)
+        radii = fid.squared_radii(judge.reference.features, 3)
+        good = torch.cat([(part <= radii).any(1) for part in near]).double()
+        classes, row = samples.logits.argmax(1), {"psi": psi}
+        counts = classes.bincount(minlength=10)
+        even = [
+            good[classes == number].mean().item() for number in range(10) if counts[number] >= SAMPLES / 100
+        ]
+        row |= {key: found[key] for key in ("distance", "recall", "precision")}
+        row |= {"even precision": statistics.mean(even)}
+        yield row | {key: found[key] for key in ("classes", "entropy", "confidence", "diversity")}
+
+
+EXTRA = {"baselines": baselines, "sight": sight, "copies": copies, "truncation": truncation}
 
 
 # %% Tables and plots
@@ -1183,6 +1245,17 @@ def column(name, runs):
     return spread((end[name] for end in ends), form)
 
 
+def in_fp32(claim):
+    """The same claim without `--precision bf16`."""
+    settings = (replace(s, flags=s.flags.removesuffix(BF16).strip()) for s in claim.settings)
+    return replace(claim, settings=tuple(settings))
+
+
+def as_measured(claim, rows):
+    """The claim in the precision of the rows of its CSV."""
+    return claim if any(BF16 in row["setting"] for row in rows) else in_fp32(claim)
+
+
 def runs_of(setting, rows):
     """Of the rows of a CSV those of a setting: a list for each seed."""
     mine = [row for row in rows if row["setting"] == setting.command and row["step"] <= setting.points[-1]]
@@ -1191,7 +1264,7 @@ def runs_of(setting, rows):
 
 def table(claim, rows):
     """A claim's rows of its CSV in Markdown: medians of the seeds, in brackets the extremes; the commands."""
-    columns = ("steps", "minutes", "distance", *claim.columns)
+    claim, columns = as_measured(claim, rows), ("steps", "minutes", "distance", *claim.columns)
     lines = [f"| setting | {' | '.join(columns)} |", "| --- |" + " --- |" * len(columns)]
     for setting in claim.settings:
         runs = runs_of(setting, rows)
@@ -1231,7 +1304,7 @@ def read_rows(path):
 
 def plot(claim, rows, home, path):
     """The claim's curve, a line for each run and a colour for each setting; below, samples at its end."""
-    count = len(claim.settings)
+    claim, count = as_measured(claim, rows), len(claim.settings)
     figure = Figure(figsize=(max(8, 2.6 * count), 6.4), layout="constrained")
     figure.suptitle(claim.text, wrap=True)
     places = figure.add_gridspec(2, count, height_ratios=(1.2, 1))
@@ -1345,6 +1418,7 @@ def main(argv=None):
         "--extra", choices=[*EXTRA], help="a table of another kind: translations without a network, and so on"
     )
     add("--quick", action="store_true", help="into runs/quick, in minutes, and not to be quoted")
+    add("--fp32", action="store_true", help="no bf16: for processors that do not compute in it")
     add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
     add("--jobs", type=int, help="runs side by side; None: one for each core on the CPU, else one")
     args = parser.parse_args(argv)
@@ -1352,6 +1426,8 @@ def main(argv=None):
         if name not in CLAIMS:
             parser.error(f"{name}: no such claim; give one of {', '.join(CLAIMS)}")
     claims = {name: CLAIMS[name] for name in args.names or (CLAIMS if args.list or args.table else ())}
+    if args.fp32:
+        claims = {name: in_fp32(claim) for name, claim in claims.items()}
     if args.list:
         for name, claim in claims.items():
             print(f"{name}: {claim.text}")

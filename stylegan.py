@@ -510,14 +510,16 @@ def path_lengths(generator, features, space, pairs, epsilon):
 
 
 def share_of_z(generator, count=32, noises=4):
-    """The part of the images' variance that z decides, and not noise: 1 - E_z[Var_noise G] / Var G."""
+    """The part of the images' variance that z decides, and not noise: Var_z E[G] over that and E_z Var[G]."""
     z = torch.randn(count, generator.latent_dim, device=generator.w_avg.device)
     ws = generator.spread(generator.mapping(z)).repeat_interleave(noises, 0)
     generator.synthesis.train()  # fresh noise for each image
     images = generator.synthesis(ws).clamp(-1, 1)
     generator.synthesis.eval()
-    by_noise = images.unflatten(0, (count, noises)).var(1, correction=1).mean()
-    return 1 - (by_noise / images.var(0).mean()).item()
+    images = images.unflatten(0, (count, noises))
+    by_noise = images.var(1).mean()
+    by_z = images.mean(1).var(0).mean() - by_noise / noises  # the means of so few still have some noise
+    return (by_z / (by_z + by_noise)).item()
 
 
 def draw_styles(ema, z, folder, args):
