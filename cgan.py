@@ -63,7 +63,7 @@ def add_flags(add):
     """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--label", choices=[*"0123456789"], help="the class that --generate makes; None: all in turn")
     add("--mlp", action="store_true", help="a minimal generator, with one hidden layer")
-    add("--shallow", action="store_true", help="D without its third convolution, as first published")
+    add("--shallow", action="store_true", help="D without its third convolution, as in tutorials")
     add("--width", type=int, default=64, help="channels of D's first convolution; all others follow")
     add("--real-label", type=float, default=0.9, help="D's target for real images, at most 1")
     add("--epochs", type=int, default=25, help="passes over the training set")

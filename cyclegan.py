@@ -23,19 +23,20 @@ is good for, take it away: with --cycle-weight 0 all outlines became the same di
 
 New against pix2pix.py: no pairs; squares pull D's answers to 1 for real and 0 for fake (least squares; the
 paper found it more stable); instance normalisation, which gives each map of each picture a mean of 0 and a
-contrast of 1; residual blocks, which add to what they are given, instead of skips; as in the authors' code, G
-takes its step before D; half of the fakes that D sees are from earlier steps (--pool), lest it forget them.
+deviation of 1; in G residual blocks, which add to what they are given, instead of skips; G's step before
+D's, as in the authors' code; half of the fakes that D sees are from earlier steps (--pool).
 
 What to watch: samples/, rows of a, G_AB(a), the truth, and back again; below the white line the same from b.
 The truth is known here because A is drawn from B; but for training, A and B are made from different digits.
 If both G were perfect, d_a, d_b, g_ab and g_ba would be 0.25; if D wins, d_a and d_b go to 0, g_ab and g_ba
 to 1. a2b_error and b2a_error are differences from the truth, a2b2a_error and b2a2b_error those after the way
 back, of 1,000 test pictures, from 0 to 1. Black and white, or colours, may come out swapped, since the other
-G can swap them back: then try --identity-weight 5, which asks G_AB to leave pictures of B as they are.
+G can swap them back: then try --identity-weight 5, which asks G_AB to leave pictures of B as they are, if
+these have as many channels as A's.
 
 Papers: Zhu et al. 2017, arXiv 1703.10593; Mao et al. 2016, 1611.04076 (least squares); Shrivastava et al.
 2016, 1612.07828 (pool); Chu et al. 2017, 1712.02950 (hiding). Departures: small pictures, no random cropping
-or mirroring, half the width, four residual blocks for up to 64 pixels, patches of 16 or 34 (the paper: 70),
+or mirroring, half G's width, four residual blocks for up to 64 pixels, patches of 16 or 34 (the paper: 70),
 batches of 16 (the paper: 1), and a pool of 50 steps (the paper: of 50 images).
 """
 

@@ -7,9 +7,9 @@
 A critic C must not be steep. wgan_gp.py asks for that with a penalty, which needs a gradient of a gradient in
 every step. Could the bound be built into the layers instead? A convolution is a linear map, and stretches by
 its largest singular value at most. Spectral normalisation divides each weight, written as a matrix (outputs,
-inputs x 25), by that value, which one step of power iteration at each use keeps up to date. LeakyReLU
+inputs x 25), by that of the matrix, which one step of power iteration at each use keeps up to date. LeakyReLU
 stretches by 1 at most, so a product over the layers bounds the slope of C. Not by 1, for the matrix is not
-the whole convolution: at stride 2 a pixel lies in up to nine 5x5 windows, which allows sqrt(9) = 3.
+the whole convolution: at stride 2 a pixel lies in up to nine 5x5 windows, so a layer may stretch by 3.
 
 With a bound, the loss of wgan_gp.py needs no penalty. C maximises and G minimises
 
@@ -18,17 +18,19 @@ With a bound, the loss of wgan_gp.py needs no penalty. C maximises and G minimis
 Over K-Lipschitz C (slope at most K), the maximum is K times the Wasserstein distance. With no bound C gains
 by just scaling its scores up (--no-spectral-norm).
 
-One layer spoils this: batch normalisation in C. It divides by a standard deviation, which undoes the bound,
-and it normalises real and fake batches apart, so that their scores come from two different functions, and the
-difference is not a distance. We keep it because the samples are far better: after 20,000 steps, in one seed,
-their distance (fid.py, classifier) was 34 with it, and 102 without (--critic-norm none). Beside it, spectral
-normalisation no longer helped (RESULTS.md).
+One kind of layer spoils this: batch normalisation in C. It divides by a standard deviation, which undoes the
+bound, and it normalises real and fake batches apart, so that their scores come from two different functions,
+and the difference is not a distance. We keep it because the samples are far better: after 20,000 steps, in
+one seed, their distance from real images (fid.py) was 34 with it, and 102 without (--critic-norm none).
+Beside it, spectral normalisation no longer helped (RESULTS.md).
 
-What is new against dcgan_mnist.py: this loss; one step of C, then one of G on fresh noise; z from the cube
-U(-1, 1)^100, where straight walks stay inside; one more upsampling; batches of 32; other learning rates.
+What is new against dcgan_mnist.py: this loss; a deeper C; one step of C, then one of G on fresh noise; z from
+the cube U(-1, 1)^100, where straight walks stay inside; one more upsampling; batches of 32; other learning
+rates.
 
 What to watch: stages.png, the samples after 200, 4,000, 8,000 and 20,000 steps. c_real and c_fake drift apart
-and `slope` rises while the samples get better and better: none of these figures tells how good G is.
+and `slope`, that of C at fakes, rises while the samples get better and better: none of these figures tells
+how good G is.
 
 Papers: Arjovsky et al. 2017, arXiv 1701.07875, equation 2; Miyato et al. 2018, arXiv 1802.05957, algorithm 1;
 Radford et al. 2015, arXiv 1511.06434. Departures: from the first, no clipping, Adam, one step of C for one of

@@ -7,8 +7,9 @@
 Fully connected networks do not know that neighbouring pixels belong together. Convolutions do, but GANs made
 of them were hard to train: one player pulled ahead, the other stopped learning. DCGAN is the recipe that
 worked. Strided convolutions instead of pooling; fully connected layers only first in G and last in D; batch
-normalisation everywhere but at G's output and D's input; ReLU in G, LeakyReLU in D; weights from N(0, 0.02);
-Adam with a learning rate of 2e-4 and beta1 = 0.5. The losses are those of vanilla_gan.py, with a target r:
+normalisation everywhere but at G's output and D's input; ReLU in G, LeakyReLU in D; weights with a deviation
+of 0.02; Adam with a learning rate of 2e-4 and beta1 = 0.5. The losses are those of vanilla_gan.py, with a
+target r:
 
     L_D = -E[r log D(x) + (1 - r) log(1 - D(x))] - E[log(1 - D(G(z)))]        with r = 0.9
     L_G = -E[log D(G(z))]
@@ -64,7 +65,7 @@ def add_flags(add):
     add("--real-label", type=float, default=0.9, help="D's target for real images, at most 1")
     add("--instance-noise", type=float, default=0.0, help="std of noise on D's input at first; it falls to 0")
     add("--noise-epochs", type=int, help="epochs that this takes; None: as many as --epochs says at first")
-    add("--shallow", action="store_true", help="D without its third convolution, as first published")
+    add("--shallow", action="store_true", help="D without its third convolution, as in tutorials")
     add("--width", type=int, default=64, help="channels of D's first convolution; all others follow")
     add("--refine", action="store_true", help="a generator with one more block, at full resolution")
     add("--epochs", type=int, default=25, help="passes over the training set")

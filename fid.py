@@ -5,8 +5,8 @@
     python fid.py mnist:test runs/dcgan_mnist/001/generated/001 --features classifier
     python fid.py --save-stats PATH1 stats.npz      # then: python fid.py stats.npz PATH2
 
-A path is a folder of images (nested or not, any format, mode and size), a .npz file with the arrays mu and
-sigma (pytorch-fid writes and reads the same), or a data set: mnist:test, fashion_mnist, cifar10:train, faces.
+A path is a folder of images (nested or not, any mode and size), a .npz file with the arrays mu and sigma
+(pytorch-fid writes and reads the same), or a data set: mnist:test, or mnist for its training set.
 
 These measures compare features of Inception v3, a classifier, and not pixels. Describe the features of each
 set, 2048 numbers an image, by a Gaussian, N(m1, S1) and N(m2, S2). The squared Frechet distance of the two
@@ -42,9 +42,9 @@ few of MNIST's training images, each again and again, moved by up to a pixel; th
     distance               533     133      39      25      18
     recall               0.000   0.000   0.019   0.382   0.907
 
-Two hundred images are closer than vanilla_gan.py's samples after 50 epochs, which are at 60. The recall gives
-them away: most of them are there four times or more, so that their balls have no size. (7) Copies of all
-training images would do well in all of this: --neighbours shows them.
+Two hundred images are closer than vanilla_gan.py's samples after 50 epochs, which are at 60 to 70. The recall
+gives them away: most of them are there four times or more, so that their balls have no size. (7) Copies of
+all training images would do well in all of this: --neighbours shows them.
 
 Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, 1801.01401 (KID);
 Kynkaanniemi et al. 2019, 1904.06991 (precision, recall); Salimans et al. 2016, 1606.03498 (Inception Score).

@@ -6,8 +6,8 @@
 
 A generator G turns random numbers z into points. It should learn to make points like the real ones, but it
 never sees those. A discriminator D looks at one point at a time and says how likely it is to be real. D
-learns from both kinds. G learns only from D: a gradient tells it in which direction to move each of its
-points so that D takes it for real.
+learns from both kinds, real points x and fakes G(z). G learns only from D: a gradient tells it in which
+direction to move each of its points so that D takes it for real.
 
     L_D = -E[log D(x)] - E[log(1 - D(G(z)))]
     L_G = -E[log D(G(z))]
@@ -18,7 +18,7 @@ where all are fake, and 1/2 everywhere once q = p. Put it into L_D, and L_D = 2 
 Jensen-Shannon divergence, E[log 2p/(p + q)] / 2 over real points + E[log 2q/(p + q)] / 2 over fakes: 0 if
 q = p, log 2 = 0.69 if they are never in the same place. So js_d = log 2 - L_D / 2 is what D's loss says of
 JS, and it is too low unless D is the best. In the default run it says 0.03 at the end, where JS is 0.31,
-mostly because the fakes of a heap lie on a thin line: the learned D changes too slowly across it.
+probably because the fakes of a heap lie on a thin line: the learned D changes too slowly across it.
 
 What to watch: progress.gif, with the learned D on the left and the best D on the right: blue says real, red
 says fake, white cannot tell (grey: no points). Real points are black, fakes yellow; arrows show where D's
@@ -26,13 +26,14 @@ gradient sends some. The fakes are everywhere at first, after four epochs on a r
 heaps, or modes. Some stay on the way between two: z comes from one connected region, so the fakes are
 connected, too. Mode collapse is when fakes reach few heaps; `modes` in history.csv counts those that have a
 hundredth of them. The second command ends with nine fakes in ten at two heaps. In its last picture D says
-"real" of almost all the rest of the plane, and is flat there: nothing calls the fakes back.
+"real" of most of the rest of the plane, and is flat there: nothing calls the fakes back.
 
 Then change the rules with --loss. minimax: G lowers E[log(1 - D(G(z)))], whose gradient vanishes where D is
-sure of a fake; it did, and came back (RESULTS.md, plane-minimax). least-squares: cyclegan.py explains it.
-wasserstein-gp: D gives scores, as far apart as a slope near 1 allows (wgan_gp.py). relativistic: only the
-difference of D at a real point and at a fake counts, and a penalty keeps D's slope small at both. Last, the
-lines of landscape.png: while they do not touch, JS is log 2 and cannot say where to go; Wasserstein can.
+sure of a fake; at the second command's rates it did, and came back (RESULTS.md, plane-minimax).
+least-squares: cyclegan.py explains it. wasserstein-gp: D gives scores, as far apart as a slope near 1 allows
+(wgan_gp.py). relativistic: only the difference of D at a real point and at a fake counts, and a penalty keeps
+D's slope small at both. Last, the lines of landscape.png: while they do not touch, JS is log 2 and cannot say
+where to go; Wasserstein can.
 
 Papers: Goodfellow et al. 2014, arXiv 1406.2661; Arjovsky et al. 2017, 1701.07875 (example 1: two lines);
 Gulrajani et al. 2017, 1704.00028 (penalty); Mao et al. 2016, 1611.04076 (least squares); Jolicoeur-Martineau

@@ -4,8 +4,8 @@
     python pix2pix.py --dataset faces --batch-size 4                # line drawings to cartoon faces
     python pix2pix.py --translate FOLDER --checkpoint runs/pix2pix/001/checkpoint.pt
 
-In cgan.py both players are told a class. Here they are told a picture: the generator G is given a picture a,
-the question, and draws the answer b; the discriminator D sees a beside the true b, or a beside G's answer.
+In cgan.py both players are told a class. Here they are told a picture. The generator G is given a picture a,
+the question, and draws an answer G(a); the discriminator D sees a beside the true answer b, or beside G(a).
 
 Why a GAN at all, when the true answer is known? Because a question may have many answers. Different digits
 share a mosaic, and L1, the mean difference of pixels, makes G hedge between them: for each pixel the median
@@ -19,7 +19,7 @@ right, and D makes them sharp (--l1-weight, --gan-weight):
 New against cgan.py: D is a PatchGAN. As L1 takes care of the whole, D may look at details: its convolutions
 end in a map of logits, and each judges one patch, of 16x16 pixels if the picture has 32x32. G is a U-Net: it
 halves the picture down to a single pixel and doubles it up again, and at each size the way up is also given
-what the way down had there, since question and answer share their layout (--no-skips leaves this out). And
+what the way down had there, since question and answer share their layout (skips; --no-skips: none). And
 there is no noise z, because the authors found that G ignored it. All that is left to chance is dropout, in
 the first layers on the way up. It is off when G is tested, but for variants.png: see how little it changes.
 
@@ -29,10 +29,10 @@ grows. After each epoch, 1,000 test images are translated. `error` is their mean
 to 1). If A was drawn from B, `evidence` draws it again: how far is the mosaic of the answer from the question
 (0 to 1)? `sharpness` compares neighbouring pixels: 1 is as sharp as the truth; less means blurred, faint or
 missing strokes, more means noise. L1 alone (--gan-weight 0) aims at a small `error` and nothing else: after
-one epoch it had 2% less than both together, but a `sharpness` of 0.92, not 0.96 (RESULTS.md, l1).
+one epoch its `error` was 2% less than with both, but its `sharpness` 0.92, not 0.96 (RESULTS.md, l1).
 
 Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: small
-pictures (of 32 pixels, only two layers have dropout, not three); half the width, batches of 32 (the paper: 1
+pictures (of 32 pixels, only two layers have dropout, not three); half G's width, batches of 32 (the paper: 1
 to 10), rates that fall to 0 in the second half, as in the authors' later code, no random cropping or
 mirroring, and at test time no dropout and the running statistics of batch normalisation.
 """

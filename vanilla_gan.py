@@ -28,16 +28,16 @@ this fake only through a, and the gradients with respect to a are
 If D recognises every fake, D(G(z)) is near 0. The first gradient vanishes: the loss saturates. The second
 stays near -1. Both push a up, so the paper and this script train G with the second, L_G = -E[log D(G(z))].
 
-What to watch: L_D rises towards 1.386, D(real) and D(fake) move towards 1/2, and neither player is ahead. In
-the default run nearly all samples were digits after 20 epochs. White specks stayed: no layer knows which
-pixels are neighbours. With equal learning rates minimax did just as well. To see its gradient vanish, let D
-run ahead, with --lr-d 2e-3 --lr-g 2e-5: in two seeds of three G then drew noise for five epochs, where the
-default loss found outlines of digits.
+What to watch: after three epochs L_D rises towards 1.386, D(real) and D(fake) move towards 1/2, and neither
+player is ahead. White specks stay to the end: no layer knows which pixels are neighbours. With equal learning
+rates minimax did just as well. To see its gradient vanish, let D run ahead: add --lr-d 2e-3 --lr-g 2e-5 to
+the third command. In two seeds of three G then drew noise for five epochs, where the default loss found
+outlines of digits.
 
 Paper: Goodfellow et al. 2014, arXiv 1406.2661, equation 1, proposition 1, theorem 1, algorithm 1 with one
 step of D for each of G, and with the second loss. Departures, from later practice: G with batch normalisation
 and a Tanh at its output (there: sigmoid), D with LeakyReLU (maxout and dropout), Adam (momentum), weights
-from N(0, 0.02).
+with a standard deviation of 0.02.
 """
 
 import argparse

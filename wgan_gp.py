@@ -24,10 +24,10 @@ that is not 1, at points between real images and fakes:
 Why there, and why 1? The best critic has slope 1 on the line from a real image to the fake that the least
 work moves it to. Nobody knows those pairs, so the algorithm draws them at random: an approximation.
 
-What is new against dcgan_mnist.py: no probability, so no sigmoid and no logarithm; no batch normalisation in
-the critic, since the penalty is about one image at a time; five steps of the critic, each on a fresh batch,
-for one of G; Adam with betas (0, 0.9). A discriminator far ahead of G stops teaching it. A critic has to be
-ahead if its estimate is to mean anything: it measures the distance only near its maximum.
+Most of what is new against dcgan_mnist.py: no probability, so no sigmoid and no logarithm; no batch
+normalisation in the critic, since the penalty is about one image at a time; five steps of the critic, each on
+a fresh batch, for one of G; Adam with betas (0, 0.9). A discriminator far ahead teaches G badly. A critic has
+to be ahead if its estimate is to mean anything: it measures the distance only near its maximum.
 
 What to watch: the estimate E[C(x)] - E[C(G(z))]. In a run with --shallow it fell from 2.4 in epoch 2 to
 1.7 in epoch 5, while strokes became digits. L_G says nothing, because C may add any constant to its scores.
@@ -66,7 +66,7 @@ def add_flags(add):
     """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
     add("--n-critic", type=int, default=5, help="steps of the critic, each on a fresh batch, for one of G")
     add("--gp-weight", type=float, default=10.0, help="weight of the gradient penalty")
-    add("--shallow", action="store_true", help="C without its third convolution, as first published")
+    add("--shallow", action="store_true", help="C without its third convolution, as in tutorials")
     add("--width", type=int, default=64, help="channels of C's first convolution; all others follow")
     add("--epochs", type=int, default=25, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps of G, if that comes sooner")
