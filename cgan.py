@@ -64,7 +64,8 @@ def add_flags(add):
     add("--label", choices=[*"0123456789"], help="the class that --generate makes; None: all in turn")
     add("--mlp", action="store_true", help="a minimal generator, with one hidden layer")
     add("--shallow", action="store_true", help="D without its third convolution, as in tutorials")
-    add("--width", type=int, default=64, help="channels of D's first convolution; all others follow")
+    width = "channels of D's first convolution, all others follow; None: 64 with --shallow, else 16"
+    add("--width", type=int, help=width)
     add("--real-label", type=float, default=0.9, help="D's target for real images, at most 1")
     add("--epochs", type=int, default=25, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
@@ -97,7 +98,7 @@ CLASSES = 10
 class Generator(nn.Module):
     """Noise z (N, latent_dim) and classes (N,) to images (N, 1, 28, 28) in [-1, 1]; `mlp`: a minimal one."""
 
-    def __init__(self, latent_dim=100, width=64, mlp=False):
+    def __init__(self, latent_dim=100, width=16, mlp=False):
         super().__init__()
         w = width
         self.latent_dim = latent_dim
@@ -134,7 +135,7 @@ class Discriminator(nn.Module):
     `shallow` leaves out the third convolution, as dcgan_mnist.py explains.
     """
 
-    def __init__(self, width=64, shallow=False):
+    def __init__(self, width=16, shallow=False):
         super().__init__()
         w = width
         self.embedding = nn.Embedding(CLASSES, 28 * 28)  # (N,) to (N, 784)
@@ -276,6 +277,7 @@ def train(args):
         fail(f"--batch-size: {size} is not from 2 to {len(images)}, the number of images")
     steps_per_epoch = len(images) // size  # the last, short batch is dropped
     last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
+    args.width = args.width or (64 if args.shallow else 16)
 
     torch.manual_seed(args.seed)
     generator = place(Generator(args.latent_dim, args.width, args.mlp).apply(init_weights), args)

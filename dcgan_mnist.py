@@ -66,7 +66,8 @@ def add_flags(add):
     add("--instance-noise", type=float, default=0.0, help="std of noise on D's input at first; it falls to 0")
     add("--noise-epochs", type=int, help="epochs that this takes; None: as many as --epochs says at first")
     add("--shallow", action="store_true", help="D without its third convolution, as in tutorials")
-    add("--width", type=int, default=64, help="channels of D's first convolution; all others follow")
+    width = "channels of D's first convolution, all others follow; None: 64 with --shallow, else 16"
+    add("--width", type=int, help=width)
     add("--refine", action="store_true", help="a generator with one more block, at full resolution")
     add("--epochs", type=int, default=25, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
@@ -97,7 +98,7 @@ MAY_BE_ZERO = ["instance_noise"]  # of the flags that are numbers
 class Generator(nn.Module):
     """Noise z (N, latent_dim) to images (N, 1, 28, 28) in [-1, 1]; `refine` adds a block at full size."""
 
-    def __init__(self, latent_dim=100, width=64, refine=False):
+    def __init__(self, latent_dim=100, width=16, refine=False):
         super().__init__()
         w = width
         self.latent_dim = latent_dim
@@ -131,7 +132,7 @@ class Discriminator(nn.Module):
     What enters the linear layer has seen up to 22x22 pixels; without the third convolution (`shallow`) 10x10.
     """
 
-    def __init__(self, width=64, shallow=False):
+    def __init__(self, width=16, shallow=False):
         super().__init__()
         w = width
         layers = [
@@ -283,6 +284,7 @@ def train(args):
         fail(f"--batch-size: {size} is not from 2 to {len(images)}, the number of images")
     steps_per_epoch = len(images) // size  # the last, short batch is dropped
     last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
+    args.width = args.width or (64 if args.shallow else 16)
     args.noise_epochs = args.noise_epochs or args.epochs  # saved, so that a longer --resume changes nothing
 
     torch.manual_seed(args.seed)

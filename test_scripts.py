@@ -76,10 +76,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 # %% Cases: what differs between the scripts
 
 # Shapes that leave the layers, for a batch of three.
-UP = [(3, 12544)] * 3 + [(3, 256, 7, 7)] + [(3, 128, 14, 14)] * 3
+UP = [(3, 3136)] * 3 + [(3, 64, 7, 7)] + [(3, 32, 14, 14)] * 3
 UP28 = UP + [(3, 1, 28, 28)] * 2
 SHALLOW28 = [(3, 64, 14, 14)] * 2 + [(3, 128, 7, 7)] * 3 + [(3, 6272), (3, 1)]
-DOWN28 = SHALLOW28[:5] + [(3, 256, 3, 3)] * 3 + [(3, 2304), (3, 1)]
+DOWN28 = [(3, 16, 14, 14)] * 2 + [(3, 32, 7, 7)] * 3 + [(3, 64, 3, 3)] * 3 + [(3, 576), (3, 1)]
 LINEAR_UP = [(3, width) for width in (256, 512, 1024) for _ in range(3)] + [(3, 784)] * 2 + [(3, 1, 28, 28)]
 LINEAR_DOWN = [(3, 784), (3, 512), (3, 512), (3, 256), (3, 256), (3, 1)]
 SIDES = ((512, 4), (256, 8), (128, 16), (64, 32))
@@ -88,9 +88,9 @@ DOWN64 = [(3, 64, 32, 32)] * 2 + [(3, w, s, s) for w, s in SIDES[2::-1] for _ in
 UP32 = [(3, 100, 1, 1)] + [(3, 256, 4, 4)] * 3 + [(3, 128, 8, 8)] * 3 + [(3, 64, 16, 16)] * 3
 DOWN32 = [(3, 64, 16, 16)] * 2 + [(3, 128, 8, 8)] * 3 + [(3, 256, 4, 4)] * 3 + [(3, 1, 1, 1), (3, 1)]
 # Parameters: a linear layer has a bias, a convolution before batch normalisation has none.
-G28 = (100 * 12544 + 12544) + 2 * 12544 + 256 * 128 * 4 * 4 + 2 * 128 + (128 * 4 * 4 + 1)
+G28 = (100 * 3136 + 3136) + 2 * 3136 + 64 * 32 * 4 * 4 + 2 * 32 + (32 * 4 * 4 + 1)
 S28 = (64 * 4 * 4 + 64) + 64 * 128 * 4 * 4 + 2 * 128 + (128 * 7 * 7 + 1)
-D28 = S28 - 128 * 7 * 7 + 128 * 256 * 4 * 4 + 2 * 256 + 256 * 3 * 3
+D28 = (16 * 4 * 4 + 16) + 16 * 32 * 4 * 4 + 2 * 32 + 32 * 64 * 4 * 4 + 2 * 64 + (64 * 3 * 3 + 1)
 G32 = 16 * (100 * 256 + 256 * 128 + 128 * 64 + 64) + 2 * (256 + 128 + 64)
 C32 = 25 * (64 + 64 * 128 + 128 * 256 + 256) + 64 + 2 * 128 + 2 * 256
 G64 = 16 * (100 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 3) + 2 * (512 + 256 + 128 + 64)
@@ -150,7 +150,7 @@ WGAN_SHAPES = (UP28, [*DOWN28[:4], *DOWN28[5:7], *DOWN28[8:]])
 WGAN = {"second": "critic", "betas": (0.0, 0.9), "fresh": True} | TWO
 SN = {"second": "critic", "side": 32, "fresh": True, "init": None}
 CGAN = ([(3, 10), *UP28], [(3, 784), *DOWN28])
-CGAN_COUNTS = (G28 + 10 * 12544 + 10 * 10, D28 + 16 * 64 + 10 * 784)
+CGAN_COUNTS = (G28 + 10 * 3136 + 10 * 10, D28 + 16 * 16 + 10 * 784)
 P2P_STEP = {"l1_weight": 100.0, "gan_weight": 1.0, "condition": True}
 P2P = {
     "real": 5,
@@ -172,7 +172,7 @@ STYLE |= {"walks": {"interpolation.png": (10, 8), "mixing.png": (7, 7), "truncat
 CASES = {
     "vanilla_gan": Case((LINEAR_UP, LINEAR_DOWN), (1_489_936, 533_505), {"minimax": False}, fresh=True),
     "dcgan_mnist": Case((UP28, DOWN28), (G28, D28), {"real_label": 0.9, "noise_std": 0.0}),
-    "wgan_gp": Case(WGAN_SHAPES, (G28, D28 - 128 - 256), {"n_critic": 2, "gp_weight": 10.0}, **WGAN),
+    "wgan_gp": Case(WGAN_SHAPES, (G28, D28 - 32 - 64), {"n_critic": 2, "gp_weight": 10.0}, **WGAN),
     "cgan": Case(CGAN, CGAN_COUNTS, LABELS, grid=(10, 10), walks={"interpolation.png": (10, 10)}),
     "dcgan32_wgan_sn": Case((UP32 + [(3, 1, 32, 32)] * 2, DOWN32), (G32, C32), **SN),
     "dcgan64_celeba": Case((UP64, DOWN64), (G64, D64), NOISE, side=64),
@@ -1225,16 +1225,17 @@ def test_networks_have_these_shapes_and_counts(script, case):
 
 
 def test_networks_of_other_forms():
-    tail = [(3, 64, 28, 28)] * 3 + [(3, 1, 28, 28)] * 2
+    tail = [(3, 16, 28, 28)] * 3 + [(3, 1, 28, 28)] * 2
     refined = dcgan_mnist.Generator(refine=True)
     assert shapes(refined, torch.randn(3, 100)) == UP + tail
-    assert count(refined) == G28 - (128 * 16 + 1) + 128 * 64 * 16 + 2 * 64 + 64 * 9 + 1 == 1_948_353
-    assert count(dcgan_mnist.Generator(latent_dim=64)) == count(dcgan_mnist.Generator()) - 36 * 12544
+    assert count(refined) == G28 - (32 * 16 + 1) + 32 * 16 * 16 + 2 * 16 + 16 * 9 + 1
+    assert count(dcgan_mnist.Generator(width=64, refine=True)) == 1_948_353
+    assert count(dcgan_mnist.Generator(latent_dim=64)) == count(dcgan_mnist.Generator()) - 36 * 3136
     for script, more in ((dcgan_mnist, 0), (wgan_gp, -128), (cgan, 16 * 64 + 7840)):
         inputs = [torch.randn(3, 1, 28, 28), *inputs_of(script, 3)[1:]]
         without = [SHALLOW28[0]] * 2 + [SHALLOW28[2]] * 2 + SHALLOW28[5:]
         layers = {dcgan_mnist: SHALLOW28, wgan_gp: without, cgan: [(3, 784), *SHALLOW28]}[script]
-        shallow = second_class(script)(shallow=True)
+        shallow = second_class(script)(64, shallow=True)
         assert shapes(shallow, *inputs) == layers
         assert count(shallow) == S28 + more
         narrow = second_class(script)(width=6)
@@ -1697,13 +1698,16 @@ def test_field_of_what_enters_the_linear_layer(name):
         assert touched.any(0).sum() == touched.any(1).sum() == pixels
 
 
+@pytest.mark.parametrize(
+    ("argv", "width"), [("--width 6 --shallow", 6), ("--shallow", 64), ("", 16), ("--width 6", 6)]
+)
 @pytest.mark.parametrize("script", ["dcgan_mnist", "wgan_gp", "cgan"], indirect=True)
-def test_width_and_shallow_reach_the_networks(script, flags, tmp_path):
-    script.main([*flags, "--width", "6", "--shallow", "--max-steps", "1"])
+def test_width_and_shallow_reach_the_networks(script, argv, width, flags, tmp_path):
+    script.main([*flags, *argv.split(), "--max-steps", "1"])
     saved = read(tmp_path / "run" / "checkpoint.pt")
-    second = second_class(script)(width=6, shallow=True)
+    second = second_class(script)(width, "--shallow" in argv)
     second.load_state_dict(saved[CASES[script.SCRIPT].second])
-    script.Generator(width=6).load_state_dict(saved["generator"])  # fails where a shape is another
+    script.Generator(width=width).load_state_dict(saved["generator"])  # fails where a shape is another
     script.main(["--generate", "2", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt")])
 
 
@@ -4630,8 +4634,8 @@ def test_claims_change_scripts_from_outside(bench, monkeypatch):
         norms = [layer for layer in wgan_gp.Critic().layers if isinstance(layer, nn.BatchNorm2d)]
         assert wgan_gp.Critic()(torch.zeros(2, 1, 28, 28)).shape == (2, 1)
         shallow = [type(layer) for layer in wgan_gp.Critic(64, True).layers]
-    assert [norm.num_features for norm in norms] == [128, 256]
-    published = [type(layer) for layer in dcgan_mnist.Discriminator(shallow=True).layers]
+    assert [norm.num_features for norm in norms] == [32, 64]
+    published = [type(layer) for layer in dcgan_mnist.Discriminator(64, True).layers]
     assert shallow == published
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in wgan_gp.Critic().layers)
 

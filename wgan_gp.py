@@ -67,7 +67,8 @@ def add_flags(add):
     add("--n-critic", type=int, default=5, help="steps of the critic, each on a fresh batch, for one of G")
     add("--gp-weight", type=float, default=10.0, help="weight of the gradient penalty")
     add("--shallow", action="store_true", help="C without its third convolution, as in tutorials")
-    add("--width", type=int, default=64, help="channels of C's first convolution; all others follow")
+    width = "channels of C's first convolution, all others follow; None: 64 with --shallow, else 16"
+    add("--width", type=int, help=width)
     add("--epochs", type=int, default=25, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps of G, if that comes sooner")
     add("--lr-g", type=float, default=3e-4, help="Adam's learning rate for the generator")
@@ -97,7 +98,7 @@ MAY_BE_ZERO = []  # of the flags that are numbers
 class Generator(nn.Module):
     """Noise z (N, latent_dim) to images (N, 1, 28, 28) in [-1, 1]."""
 
-    def __init__(self, latent_dim=100, width=64):
+    def __init__(self, latent_dim=100, width=16):
         super().__init__()
         w = width
         self.latent_dim = latent_dim
@@ -123,7 +124,7 @@ class Critic(nn.Module):
     `shallow` leaves out the third convolution, as dcgan_mnist.py explains.
     """
 
-    def __init__(self, width=64, shallow=False):
+    def __init__(self, width=16, shallow=False):
         super().__init__()
         w = width
         layers = [
@@ -275,6 +276,7 @@ def train(args):
         fail(f"--batch-size: {args.batch_size} is not from 2 to {most}, the images of a step of the critic")
     steps_per_epoch = len(images) // size  # the last, short batch is dropped
     last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
+    args.width = args.width or (64 if args.shallow else 16)
 
     torch.manual_seed(args.seed)
     generator = place(Generator(args.latent_dim, args.width).apply(init_weights), args)
