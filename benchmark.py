@@ -4,6 +4,7 @@
     python benchmark.py --script cgan --quick
     python benchmark.py --device cuda --markdown
     python benchmark.py --learn 10                  # what is learned of MNIST in ten minutes of one core
+    python benchmark.py --learn 4 --script cgan --flags=--shallow
 
 Of each training script, with its own batch size, on random images of its own size:
 
@@ -432,7 +433,7 @@ class TimeIsUpError(Exception):
 
 def learned(job):
     """A row of the table of --learn: of a script, or of the tutorials' loop, after so many seconds."""
-    name, who, limit, samples, device = job
+    name, who, more, limit, samples, device = job
     torch.set_num_threads(1)
     script, clock = importlib.import_module(name), time.process_time if device == "cpu" else time.perf_counter
     networks, steps, original, start = {}, 0, script.train_step, None
@@ -453,7 +454,7 @@ def learned(job):
         run = Path(folder, "run")
         flags = ["--dataset", "mnist", "--device", device, "--out-dir", str(run)]
         with contextlib.suppress(TimeIsUpError), mock.patch.object(script, "train_step", train_step):
-            script.main([*flags, "--max-steps", "1"] if who == "tutorial" else flags)
+            script.main([*flags, "--max-steps", "1"] if who == "tutorial" else [*flags, *more])
         if who == "tutorial":
             start, steps = clock(), 0
             player, step = tutorial(name, torch.device(device))
@@ -473,16 +474,14 @@ def learned(job):
     return row | {key: f"{found[key]:.3f}" for key in keys if found.get(key) is not None}
 
 
-def learn(names, device, minutes, samples):
-    """Rows of a table: what scripts, and the same networks in the loop of tutorials, learn in a time."""
+def learn(names, flags, device, minutes, samples):
+    """Rows of a table: what scripts, and their default networks in the tutorials' loop, learn in a time."""
     fid.load_classifier("mnist", "data", device)  # before many ask for it at once
-    jobs = [
-        (name, who, 60 * minutes, samples, str(device)) for name in names for who in ("script", "tutorial")
-    ]
+    rest = flags, 60 * minutes, samples, str(device)
+    jobs = [(name, who, *rest) for name in names for who in ("script", "tutorial")]
     with claims.start_workers(fid.count_cores() if device.type == "cpu" else 1) as pool:
-        return [
-            *tqdm(pool.imap(learned, jobs) if pool else map(learned, jobs), total=len(jobs), unit=" runs")
-        ]
+        rows = pool.imap(learned, jobs) if pool else map(learned, jobs)
+        return [*tqdm(rows, total=len(jobs), unit=" runs")]
 
 
 def table(rows, markdown):
@@ -504,16 +503,14 @@ def main(argv=None):
     add("--quick", action="store_true", help="one measurement of each, which is not to be quoted")
     help_ = "train for so many minutes each, and measure the samples instead of the speed"
     add("--learn", type=float, metavar="MINUTES", help=help_)
+    add("--flags", default="", help="for --learn: flags of the script")
     add("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args(argv)
     device = fid.pick_device(args.device)
     if args.learn:
         samples = claims.SAMPLES // (10 if args.quick else 1)
-        print(
-            table(
-                learn([args.script] if args.script else [*SHAPES], device, args.learn, samples), args.markdown
-            )
-        )
+        names = [args.script] if args.script else [*SHAPES]
+        print(table(learn(names, args.flags.split(), device, args.learn, samples), args.markdown))
         return
     names = [args.script] if args.script else [*SHAPES, "fid"]
     rates, rows = measure(names, device, args.quick)

@@ -4421,7 +4421,8 @@ def test_benchmark_learns(name, tmp_path, monkeypatch):
         claims, "Judge", lambda *args: lambda *_: {"distance": 7.0, "recall": 0.5, "class_accuracy": None}
     )
     script = importlib.import_module(name)
-    rows = [benchmark.learned((name, who, 1.0, 10, "cpu")) for who in ("script", "tutorial")]
+    flags = ["--seed", "43"]
+    rows = [benchmark.learned((name, who, flags, 1.0, 10, "cpu")) for who in ("script", "tutorial")]
     for row, who in zip(rows, ("script", "tutorial")):
         assert row | {"steps": "1"} == {
             "script": f"{name}.py",
@@ -4432,7 +4433,7 @@ def test_benchmark_learns(name, tmp_path, monkeypatch):
         }
         assert int(row["steps"].replace(",", "")) > 0
     steps = rows[0]["steps"].replace(",", "")
-    script.main(["--max-steps", steps, "--device", "cpu", "--out-dir", str(tmp_path / "run")])
+    script.main([*flags, "--max-steps", steps, "--device", "cpu", "--out-dir", str(tmp_path / "run")])
     part = "ema" if name == "stylegan" else "generator"
     wanted = read(tmp_path / "run" / "checkpoint.pt")[part]
     assert all(torch.equal(value, wanted[key]) for key, value in kept[0][part].items())
@@ -4440,7 +4441,7 @@ def test_benchmark_learns(name, tmp_path, monkeypatch):
     assert all(torch.equal(value, wanted[key]) for key, value in kept[1][part].items())
     monkeypatch.setattr(script, "train", lambda args: None)
     with pytest.raises(RuntimeError, match="come to its end"):
-        benchmark.learned((name, "script", 1.0, 10, "cpu"))
+        benchmark.learned((name, "script", [], 1.0, 10, "cpu"))
 
 
 # %% export
