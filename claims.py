@@ -354,6 +354,18 @@ CLAIMS = {
         "seconds",
         seeds=SEEDS[:1],
     ),
+    "rate": Claim(
+        "DCGAN's learning rate of 2e-4 is right, however wide the networks are",
+        (
+            SEEING.until(2340, "16 channels, 2e-4"),
+            other(SEEING, "16 channels, 5e-4", "--lr-g 5e-4 --lr-d 5e-4", 2340),
+            other(SEEING, "16 channels, 1e-3", "--lr-g 1e-3 --lr-d 1e-3", 2340),
+            other(SEEING, "16 channels, 2e-3", "--lr-g 2e-3 --lr-d 2e-3", 2340),
+            other(SEEING, "64 channels, 2e-4", "--width 64", 2340),
+            other(SEEING, "64 channels, 1e-3", "--width 64 --lr-g 1e-3 --lr-d 1e-3", 2340),
+        ),
+        ("precision", "recall", "classes", "confidence", "diversity"),
+    ),
     "collapse": Claim(
         "A collapse shows as a sudden rise of the distance",
         (
