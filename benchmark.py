@@ -24,8 +24,9 @@ Of each training script, with its own batch size, on random images of its own si
                 in cyclegan.py nn.ReflectionPad2d, a pool image by image, and an optimiser for each D
 
 --learn trains each script with its defaults, in fp32 and on MNIST, and the same networks in the loop of
-tutorials, for as long; and measures 10,000 samples of both as `fid.py --features classifier` does, or as many
-translations. There the loop of tutorials has the script's target for real images, and R1 in each step.
+tutorials, for as long (a script may come to its end before that); and measures 10,000 samples of both as
+`fid.py --features classifier` does, or as many translations. There the loop of tutorials has the script's
+target for real images, and R1 in each step.
 
 Of fid.py: the images/s of its Inception network, and the seconds of the Frechet distance of 2048 features.
 
@@ -435,15 +436,21 @@ def learned(job):
     """A row of the table of --learn: of a script, or of the tutorials' loop, after so many seconds."""
     name, who, more, limit, samples, device = job
     torch.set_num_threads(1)
-    script, clock = importlib.import_module(name), time.process_time if device == "cpu" else time.perf_counter
+    script = importlib.import_module(name)
     networks, steps, original, start = {}, 0, script.train_step, None
+
+    def clock():
+        if device == "cpu":
+            return time.process_time()
+        torch.accelerator.synchronize()
+        return time.perf_counter()
 
     def train_step(*args):
         nonlocal steps, start
         start = start or clock()  # all is read, as when the loop of tutorials starts
+        names = inspect.signature(original).parameters
+        networks.update({key: args[i] for i, key in enumerate(names) if key in ("generator", "ema")})
         if clock() - start > limit:
-            names = inspect.signature(original).parameters
-            networks.update({key: args[i] for i, key in enumerate(names) if key in ("generator", "ema")})
             raise TimeIsUpError
         steps += 1
         return original(*args)
@@ -456,20 +463,20 @@ def learned(job):
         with contextlib.suppress(TimeIsUpError), mock.patch.object(script, "train_step", train_step):
             script.main([*flags, "--max-steps", "1"] if who == "tutorial" else [*flags, *more])
         if who == "tutorial":
-            start, steps = clock(), 0
             player, step = tutorial(name, torch.device(device))
+            start, steps = clock(), 0
             while clock() - start < limit:
                 step()
                 steps += 1
             networks = {"generator": player.generator, "ema": player.ema}
-        elif not networks:
-            raise RuntimeError(f"{name}.py has come to its end in less time; give --learn fewer minutes")
+        taken = clock() - start  # less than the limit if the script has come to its end
         checkpoint = script.load_checkpoint(run / "checkpoint.pt")
         states = {key: networks[key].state_dict() for key in ("generator", "ema") if key in checkpoint}
         torch.save(checkpoint | states, run / "checkpoint.pt")
         images, labels = claims.generated(script, run / "checkpoint.pt", samples, device)
         found = claims.Judge("mnist", images, device)(images, labels)
-    row = {"script": f"{name}.py", "loop": who, "steps": f"{steps:,}", "distance": f"{found['distance']:.1f}"}
+    row = {"script": f"{name}.py", "loop": who, "minutes": f"{taken / 60:.1f}", "steps": f"{steps:,}"}
+    row |= {"distance": f"{found['distance']:.1f}"}
     keys = "precision", "recall", "confidence", "class_accuracy"
     return row | {key: f"{found[key]:.3f}" for key in keys if found.get(key) is not None}
 
@@ -507,6 +514,8 @@ def main(argv=None):
     add("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args(argv)
     device = fid.pick_device(args.device)
+    if args.learn and args.script == "fid":
+        parser.error("--learn: fid.py does not train; give --script another, or leave it out")
     if args.learn:
         samples = claims.SAMPLES // (10 if args.quick else 1)
         names = [args.script] if args.script else [*SHAPES]

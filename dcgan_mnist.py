@@ -27,7 +27,7 @@ to 22x22 pixels, most of a digit, and D is right 85 times in a hundred. So it ha
 
 What to watch: the samples, because the losses do not tell how good they are. With --shallow most were digits
 after 3 epochs, and then got sharper while L_G rose. After each epoch three classic failures are looked for. D
-wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps spiking (--lr-g 2e-3 --lr-d 2e-3
+wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps spiking (--lr-g 1e-2 --lr-d 1e-2
 provokes it). Mode collapse: G draws nearly the same for any z, and `diversity`, how far apart samples are (1:
 as far as real images), falls towards 0.
 
@@ -232,7 +232,7 @@ def diagnose(steps, real_label):
     remarks = []
     if d_real.mean() > 0.9 * real_label and d_fake.mean() < 0.05:
         remarks.append("discriminator too strong, never fooled: try a higher --lr-g")
-    if spikes.sum() >= 3 and spikes.float().mean() > 1 / 2:  # by default up to 0.39, with rates of 2e-3 0.87
+    if spikes.sum() >= 3 and spikes.float().mean() > 1 / 2:  # by default up to 0.22; with rates of 1e-2 0.65
         remarks.append("unstable, G's loss spikes again and again: try lower --lr-g and --lr-d")
     if diversity[-20:].mean() < 0.5:
         remarks.append("mode collapse, samples are too alike")
