@@ -64,8 +64,7 @@ def add_flags(add):
     add("--label", choices=[*"0123456789"], help="the class that --generate makes; None: all in turn")
     add("--mlp", action="store_true", help="a minimal generator, with one hidden layer")
     add("--shallow", action="store_true", help="D without its third convolution, as in tutorials")
-    width = "channels of D's first convolution, all others follow; None: 64 with --shallow, else 16"
-    add("--width", type=int, help=width)
+    add("--width", type=int, help="channels of D's first convolution; None: 64 with --shallow, else 16")
     add("--real-label", type=float, default=0.9, help="D's target for real images, at most 1")
     add("--epochs", type=int, default=25, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")

@@ -66,8 +66,7 @@ def add_flags(add):
     add("--instance-noise", type=float, default=0.0, help="std of noise on D's input at first; it falls to 0")
     add("--noise-epochs", type=int, help="epochs that this takes; None: as many as --epochs says at first")
     add("--shallow", action="store_true", help="D without its third convolution, as in tutorials")
-    width = "channels of D's first convolution, all others follow; None: 64 with --shallow, else 16"
-    add("--width", type=int, help=width)
+    add("--width", type=int, help="channels of D's first convolution; None: 64 with --shallow, else 16")
     add("--refine", action="store_true", help="a generator with one more block, at full resolution")
     add("--epochs", type=int, default=25, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")

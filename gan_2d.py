@@ -29,11 +29,10 @@ hundredth of them. The second command ends with nine fakes in ten at two heaps. 
 "real" of most of the rest of the plane, and is flat there: nothing calls the fakes back.
 
 Then change the rules with --loss. minimax: G lowers E[log(1 - D(G(z)))], whose gradient vanishes where D is
-sure of a fake; at the second command's rates it did, and came back (RESULTS.md, plane-minimax).
-least-squares: cyclegan.py explains it. wasserstein-gp: D gives scores, as far apart as a slope near 1 allows
-(wgan_gp.py). relativistic: only the difference of D at a real point and at a fake counts, and a penalty keeps
-D's slope small at both. Last, the lines of landscape.png: while they do not touch, JS is log 2 and cannot say
-where to go; Wasserstein can.
+sure of a fake; at the second command's rates it did, and came back. least-squares: see cyclegan.py.
+wasserstein-gp: D gives scores, as far apart as a slope near 1 allows (wgan_gp.py). relativistic: only the
+difference of D at a real point and at a fake counts, and a penalty keeps D's slope small at both. Last, the
+lines of landscape.png: while they do not touch, JS is log 2 and cannot say where to go; Wasserstein can.
 
 Papers: Goodfellow et al. 2014, arXiv 1406.2661; Arjovsky et al. 2017, 1701.07875 (example 1: two lines);
 Gulrajani et al. 2017, 1704.00028 (penalty); Mao et al. 2016, 1611.04076 (least squares); Jolicoeur-Martineau

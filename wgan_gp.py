@@ -67,8 +67,7 @@ def add_flags(add):
     add("--n-critic", type=int, default=5, help="steps of the critic, each on a fresh batch, for one of G")
     add("--gp-weight", type=float, default=10.0, help="weight of the gradient penalty")
     add("--shallow", action="store_true", help="C without its third convolution, as in tutorials")
-    width = "channels of C's first convolution, all others follow; None: 64 with --shallow, else 16"
-    add("--width", type=int, help=width)
+    add("--width", type=int, help="channels of C's first convolution; None: 64 with --shallow, else 16")
     add("--epochs", type=int, default=25, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps of G, if that comes sooner")
     add("--lr-g", type=float, default=3e-4, help="Adam's learning rate for the generator")
@@ -280,8 +279,7 @@ def train(args):
 
     torch.manual_seed(args.seed)
     generator = place(Generator(args.latent_dim, args.width).apply(init_weights), args)
-    critic = Critic(args.width, args.shallow).apply(init_weights)
-    critic = place(critic, args, torch.contiguous_format)  # faster with the penalty
+    critic = place(Critic(args.width, args.shallow).apply(init_weights), args, torch.contiguous_format)  # faster
     optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.0, 0.9), fused=True)
     optimizer_c = torch.optim.Adam(critic.parameters(), args.lr_d, betas=(0.0, 0.9), fused=True)
     parts = {"generator": generator, "critic": critic}
