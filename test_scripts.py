@@ -4720,7 +4720,7 @@ def test_claims_arithmetic():
     # (5 - 2) / 4, (6 - 6) / 6, (7 - 3) / 5
     assert claims.column("spread over the last five", runs) == "75% (0% to 80%)"
     assert claims.column("largest rise", runs) == "100% (0% to 200%)"  # 2 to 4, none, 1 to 3
-    assert claims.column("distance after 4 min", runs) == "not measured"  # 3, the last, is too far from that
+    assert claims.column("distance after 1.4 min", runs) == "not measured"  # 1 and 2 are too far from that
     assert claims.column("d_loss after 100 min", runs) == "not measured"
     assert claims.column("distance after 2.1 min", runs) == "5.000 (3.000 to 6.000)"  # the second points
     assert claims.column("d_loss after 6.6 min", runs) == "0.500 (0.400 to 0.600)"

@@ -279,7 +279,7 @@ def train(args):
 
     torch.manual_seed(args.seed)
     generator = place(Generator(args.latent_dim, args.width).apply(init_weights), args)
-    critic = place(Critic(args.width, args.shallow).apply(init_weights), args, torch.contiguous_format)  # faster
+    critic = place(Critic(args.width, args.shallow).apply(init_weights), args, torch.contiguous_format)
     optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.0, 0.9), fused=True)
     optimizer_c = torch.optim.Adam(critic.parameters(), args.lr_d, betas=(0.0, 0.9), fused=True)
     parts = {"generator": generator, "critic": critic}
