@@ -18,18 +18,21 @@ The target r = 0.9, one-sided label smoothing, keeps D from being too sure of it
 densities of real and generated images, the best D is now r p / (p + q). If G were perfect, D would answer
 0.45 everywhere: L_D = 1.38, L_G = 0.80. If D sees through every fake, L_D is 0.33, and L_G has no limit.
 
-What D can see. In the form that tutorials copy, D has two convolutions. What they make of an image has 7x7
-places; each has seen 10x10 pixels, and the last layer adds up what the places say. So this D judges patches:
-whether the upper half of a digit goes with the lower one, it cannot know. Try it: blank ten rows in the
-middle of all digits, so that no place sees both halves, and give half of them the lower half of another.
-Trained to tell the two kinds apart, D is right as often as a coin. With a third convolution a place sees up
-to 22x22 pixels, most of a digit, and D is right 85 times in a hundred. So it has three here; --shallow: two.
+What D can see. In the form that tutorials copy, D has two convolutions. Their output has 7x7 places; each has
+seen 10x10 pixels, and the last layer adds up what the places say. So this D judges patches: whether parts of
+a digit that share no patch go together, it cannot know. Try it (claims.py --extra sight): blank ten rows in
+the middle of all digits, so that no place sees both halves, and give every other one the lower half of
+another digit. Trained to tell the two kinds apart, D is right as often as a coin. With a third convolution a
+place sees up to 22x22 pixels, most of a digit, and D is right 85 times in a hundred. So it has three here.
+And both networks are narrow, because that is faster: 16 channels, not 64. After 15 minutes of one core the
+samples' distance from real images (fid.py) was 161; with --shallow, which brings back 64 and two
+convolutions, it was 494.
 
-What to watch: the samples, because the losses do not tell how good they are. With --shallow most were digits
-after 3 epochs, and then got sharper while L_G rose. After each epoch three classic failures are looked for. D
-wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps spiking (--lr-g 1e-2 --lr-d 1e-2
-provokes it). Mode collapse: G draws nearly the same for any z, and `diversity`, how far apart samples are (1:
-as far as real images), falls towards 0.
+What to watch: the samples, because the losses do not tell how good they are. Most were digits after 3 epochs,
+and then got better while L_G rose, from 1.8 in epoch 2 to 2.6 in epoch 20. After each epoch three classic
+failures are looked for. D wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps
+spiking (--lr-g 1e-2 --lr-d 1e-2 provokes it). Mode collapse: G draws nearly the same for any z, and
+`diversity`, how far apart samples are (1: as far as real images), falls below 0.5.
 
 Paper: Radford et al. 2015, arXiv 1511.06434. Departures: kernels of 4, not 5; z normal, not uniform; D's
 target is smoothed (Salimans et al. 2016, arXiv 1606.03498); G's step uses the fakes of D's step again.
