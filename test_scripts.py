@@ -4445,7 +4445,8 @@ def test_benchmark_learns(name, tmp_path, monkeypatch):
         }
         assert int(row["steps"].replace(",", "")) > 0
     steps = rows[0]["steps"].replace(",", "")
-    script.main([*flags, "--max-steps", steps, "--device", "cpu", "--out-dir", str(tmp_path / "run")])
+    argv = [*flags, "--dataset", "mnist", "--device", "cpu", "--out-dir", str(tmp_path / "run")]
+    script.main([*argv, "--max-steps", steps])
     part = "ema" if name == "stylegan" else "generator"
     wanted = read(tmp_path / "run" / "checkpoint.pt")[part]
     assert all(torch.equal(value, wanted[key]) for key, value in kept[0][part].items())
