@@ -4469,6 +4469,19 @@ def test_benchmark_learns(name, tmp_path, monkeypatch):
 # %% export
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "pretrained").glob("*.pt")), ids=lambda path: path.stem)
+def test_pretrained_generators_generate(path, tmp_path, monkeypatch):
+    """What README promises: images of many grey levels or colours in a fresh clone; no file is too large."""
+    monkeypatch.chdir(ROOT)
+    script = importlib.import_module(path.stem)
+    script.main(["--generate", "3", "--checkpoint", str(path), "--out-dir", str(tmp_path / "made")])
+    images = [np.asarray(Image.open(file)) for file in (tmp_path / "made").rglob("*.png")]
+    assert len(images) == 3
+    assert all(len(np.unique(image)) > 20 for image in images)
+    assert path.stat().st_size < 2**23
+    assert f"--checkpoint pretrained/{path.name}" in (ROOT / "README.md").read_text()
+
+
 @pytest.mark.parametrize("script", LIGHT, indirect=True)
 def test_exported_generator(script, case, whole, small_data, tmp_path, capsys):
     """It makes what the checkpoint makes, to a grey level; there is nothing to train on, and no path."""
