@@ -345,8 +345,8 @@ CLAIMS = {
         "DCGAN's published widths are right for MNIST, at equal time",
         (
             wide("64, two convolutions", "--shallow --epochs 25", 173, 345, 690, 1295, 2590),
-            wide("32, two convolutions", "--shallow --width 32 --epochs 75", 484, 968, 1935, 3630),
-            wide("64, three convolutions", "--width 64 --epochs 25", 134, 267, 534, 1002),
+            wide("32, two convolutions", "--shallow --width 32 --epochs 75", 484, 968, 1935, 3630, 7260),
+            wide("64, three convolutions", "--width 64 --epochs 25", 134, 267, 534, 1002, 2004),
             wide("32, three convolutions", "--width 32 --epochs 75", 457, 913, 1826, 3425, 6850),
             wide("16, three convolutions", "--width 16 --epochs 150", 1188, 2376, 4752, 8910, 17820),
         ),
