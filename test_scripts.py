@@ -1497,7 +1497,7 @@ def test_dcgan_monitor_names_what_it_sees():
         assert "too strong" in remark
         assert "higher --lr-g" in remark
     often = history()
-    often[::50, 1] = 9  # in the first epoch of the default, too, about two in five groups have one
+    often[::50, 1] = 9  # with 64 channels, in the first epoch, about two in five groups have one
     assert dcgan_mnist.diagnose(often, 0.9) == []
     spiky, late = history(), history()
     spiky[::25, 1], late[-20:, 4] = 9, 0.1
@@ -4434,7 +4434,6 @@ def test_benchmark_learns(name, tmp_path, monkeypatch):
     flags = ["--seed", "43"]
     rows = [benchmark.learned((name, who, flags, 1.0, 10, "cpu")) for who in ("script", "tutorial")]
     for row, who in zip(rows, ("script", "tutorial")):
-        assert 0.9 < 60 * float(row["minutes"]) + 6  # in tenths of a minute
         assert row | {"steps": "1", "minutes": "0"} == {
             "script": f"{name}.py",
             "loop": who,
@@ -4947,11 +4946,17 @@ def test_claims_measure_what_a_resolution_decides(styled):
     generator.synthesis = Grained()
     found = claims.influence(stylegan, generator, network, ["class"], 200)
     assert [found[f"grain_{side}"] for side in (4, 8, 16)] == [0, 0, 1]
-    light = torch.zeros(1, 1, 28, 28)
-    light[..., :14, :] = 1  # flat up to three borders: no grain
-    seen = []
-    network.prepare = lambda images: seen.append(images) or light.expand(len(images), -1, -1, -1)
-    assert math.isnan(claims.influence(stylegan, generator, network, ["class"], 20)["grain_16"])
+    heights = iter((14, 20, 14, 14, 14))  # flat up to three borders: none of them has any grain
+
+    def prepare(images):
+        light = torch.zeros(len(images), 1, 28, 28)
+        light[..., : next(heights), :] = 1
+        return light
+
+    network.prepare = prepare
+    found = claims.influence(stylegan, generator, network, ["class"], 20)
+    assert math.isnan(found["grain_16"])
+    assert found["shape_16"] == 0
     del network.prepare
 
     class Dark(Draws):
@@ -4985,22 +4990,10 @@ def test_claims_measure_what_a_resolution_decides(styled):
 
 
 def test_claims_measure_how_far_a_mapping_has_moved(tmp_path, small_data):
-    flags = [
-        "--data-dir",
-        small_data,
-        "--device",
-        "cpu",
-        "--batch-size",
-        "4",
-        "--width",
-        "8",
-        "--max-steps",
-        "2",
-    ]
-    found = []
+    flags, found = "--device cpu --batch-size 4 --width 8 --latent-dim 16 --max-steps 2".split(), []
     for number, change in enumerate((contextlib.nullcontext, claims.frozen_mapping)):
         with change(stylegan):
-            stylegan.main([*map(str, flags), "--latent-dim", "16", "--out-dir", str(tmp_path / f"{number}")])
+            stylegan.main([*flags, "--data-dir", str(small_data), "--out-dir", str(tmp_path / f"{number}")])
         checkpoint = tmp_path / f"{number}" / "checkpoint.pt"
         generator = claims.averaged(stylegan, checkpoint, "cpu")
         found.append(claims.moved(stylegan, generator, checkpoint))
