@@ -28,7 +28,7 @@ faint texture that they leave gives every fake away, and a D that looks at textu
 What helped is instance noise: Gaussian noise on every image that D sees, real or fake. It hides the texture,
 so D has to judge shapes and colours. The noise falls in a straight line from a standard deviation of 0.5
 (pixels are in [-1, 1]) to 0, so the details come last, and most epochs show grainy faces. Only the cartoons
-get it by default; --instance-noise 0 leaves it out. Both ways: RESULTS.md. On MNIST it hardly helped.
+get it by default; --instance-noise 0 leaves it out. Both ways: RESULTS.md, Faces. On MNIST it hardly helped.
 
 Papers: Radford et al. 2015, arXiv 1511.06434; Sonderby et al. 2016, 1610.04490 (instance noise). Departures,
 all but the noise as in PyTorch's example: kernels of 4 (the paper: 5), half the channels, z normal and not
