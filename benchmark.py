@@ -94,6 +94,7 @@ class Player:
     def __init__(self, name, device, **adam):
         self.name, self.script, self.shape = name, importlib.import_module(name), SHAPES[name]
         self.args = self.script.parse_args(["--device", str(device)])
+        getattr(self.script, "fill_in", lambda args: None)(self.args)
         torch.manual_seed(0)
         second = getattr(self.script, "Critic", None) or self.script.Discriminator
         if name == "cyclegan":

@@ -31,8 +31,8 @@ reached 1.000 while all samples of a class looked alike, a mode collapse inside 
 that class alone.
 
 Paper: Mirza and Osindero 2014, arXiv 1411.1784, equation 2. Departures: the networks and the recipe are those
-of dcgan_mnist.py (the paper: fully connected layers, maxout in D, one-hot classes); D's target is smoothed to
-0.9; batches of 64.
+of dcgan_mnist.py, with rates of 1e-3 (the paper: fully connected layers, maxout in D, one-hot classes); D's
+target is smoothed to 0.9; batches of 64.
 """
 
 import argparse
@@ -68,8 +68,8 @@ def add_flags(add):
     add("--real-label", type=float, default=0.9, help="D's target for real images, at most 1")
     add("--epochs", type=int, default=25, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
-    add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
-    add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminator")
+    add("--lr-g", type=float, help="Adam's learning rate for G; None: 2e-4 with --shallow, else 1e-3")
+    add("--lr-d", type=float, help="Adam's learning rate for D; None: 2e-4 with --shallow, else 1e-3")
     add("--batch-size", type=int, default=64, help="images per step")
     add("--latent-dim", type=int, default=100, help="length of the noise vector z")
     add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
@@ -264,6 +264,13 @@ def track(judge, generator, args, step):
     return torch.tensor([[step, *found]])
 
 
+def fill_in(args):
+    """Choose the settings that were not given."""
+    args.width = args.width or (64 if args.shallow else 16)
+    args.lr_g = args.lr_g or (2e-4 if args.shallow else 1e-3)
+    args.lr_d = args.lr_d or (2e-4 if args.shallow else 1e-3)
+
+
 def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
     if args.real_label > 1:
@@ -276,7 +283,7 @@ def train(args):
         fail(f"--batch-size: {size} is not from 2 to {len(images)}, the number of images")
     steps_per_epoch = len(images) // size  # the last, short batch is dropped
     last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
-    args.width = args.width or (64 if args.shallow else 16)
+    fill_in(args)
 
     torch.manual_seed(args.seed)
     generator = place(Generator(args.latent_dim, args.width, args.mlp).apply(init_weights), args)

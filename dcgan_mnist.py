@@ -24,15 +24,16 @@ a digit that share no patch go together, it cannot know. Try it (claims.py --ext
 the middle of all digits, so that no place sees both halves, and give every other one the lower half of
 another digit. Trained to tell the two kinds apart, D is right as often as a coin. With a third convolution a
 place sees up to 22x22 pixels, most of a digit, and D is right 85 times in a hundred. So it has three here.
-And both networks are narrow, because that is faster: 16 channels, not 64. After 15 minutes of one core the
-samples' distance from real images (fid.py) was 161; with --shallow, which brings back 64 and two
-convolutions, it was 494.
+And both networks are narrow, because that is faster, and learn fast: 16 channels, not 64, and rates of 2e-3.
+After 4 minutes of one core the samples' distance from real images (fid.py) was 120, after 17 it was 64.
+--shallow brings back 64 channels, two convolutions and 2e-4: 1037 after 4 minutes, 386 after 27.
 
-What to watch: the samples, because the losses do not tell how good they are. Most were digits after 3 epochs,
-and then got better while L_G rose, from 1.8 in epoch 2 to 2.6 in epoch 20. After each epoch three classic
-failures are looked for. D wins: it is sure of every image, and G cannot improve. Oscillation: L_G keeps
-spiking (--lr-g 1e-2 --lr-d 1e-2 provokes it). Mode collapse: G draws nearly the same for any z, and
-`diversity`, how far apart samples are (1: as far as real images), falls below 0.5.
+What to watch: the samples, because the losses do not tell how good they are. From the second epoch to the
+last L_G rose from 1.6 to 3.6, and the digits got better all the while. Nor are spikes of L_G a bad sign: with
+these rates there were many more than with 2e-4, and better digits. After each epoch two classic failures are
+looked for. D wins: it is sure of every image, and G cannot improve (--lr-d 2e-3 --lr-g 1e-5 provokes it).
+Mode collapse: G draws nearly the same for any z, and `diversity`, how far apart samples are (1: as far as
+real images), falls below 0.5.
 
 Paper: Radford et al. 2015, arXiv 1511.06434. Departures: kernels of 4, not 5; z normal, not uniform; D's
 target is smoothed (Salimans et al. 2016, arXiv 1606.03498); G's step uses the fakes of D's step again.
@@ -73,8 +74,8 @@ def add_flags(add):
     add("--refine", action="store_true", help="a generator with one more block, at full resolution")
     add("--epochs", type=int, default=25, help="passes over the training set")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
-    add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
-    add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminator")
+    add("--lr-g", type=float, help="Adam's learning rate for G; None: 2e-4 with --shallow, else 2e-3")
+    add("--lr-d", type=float, help="Adam's learning rate for D; None: 2e-4 with --shallow, else 2e-3")
     add("--batch-size", type=int, default=128, help="images per step")
     add("--latent-dim", type=int, default=100, help="length of the noise vector z")
     add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
@@ -228,14 +229,10 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_la
 
 def diagnose(steps, real_label):
     """A list of remarks on the health of an epoch, from its METRICS (steps, 5); none if all seems well."""
-    _, g_loss, d_real, d_fake, diversity = steps.T
-    groups = g_loss[: len(steps) // 20 * 20].view(-1, 20)
-    spikes = groups.amax(1) > 2 * groups.median(1).values  # one for every 20 steps
+    _, _, d_real, d_fake, diversity = steps.T
     remarks = []
-    if d_real.mean() > 0.9 * real_label and d_fake.mean() < 0.05:
+    if d_real.mean() > 0.9 * real_label and d_fake.mean() < 0.02:  # as in claims.py, remedies
         remarks.append("discriminator too strong, never fooled: try a higher --lr-g")
-    if spikes.sum() >= 3 and spikes.float().mean() > 1 / 2:  # by default up to 0.22; with rates of 1e-2 0.65
-        remarks.append("unstable, G's loss spikes again and again: try lower --lr-g and --lr-d")
     if diversity[-20:].mean() < 0.5:
         remarks.append("mode collapse, samples are too alike")
     return remarks
@@ -277,6 +274,14 @@ def track(judge, generator, args, step):
     return torch.tensor([[step, *found]])
 
 
+def fill_in(args):
+    """Choose the settings that were not given."""
+    args.width = args.width or (64 if args.shallow else 16)
+    args.lr_g = args.lr_g or (2e-4 if args.shallow else 2e-3)
+    args.lr_d = args.lr_d or (2e-4 if args.shallow else 2e-3)
+    args.noise_epochs = args.noise_epochs or args.epochs  # saved, so that a longer --resume changes nothing
+
+
 def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
     if args.real_label > 1:
@@ -286,8 +291,7 @@ def train(args):
         fail(f"--batch-size: {size} is not from 2 to {len(images)}, the number of images")
     steps_per_epoch = len(images) // size  # the last, short batch is dropped
     last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
-    args.width = args.width or (64 if args.shallow else 16)
-    args.noise_epochs = args.noise_epochs or args.epochs  # saved, so that a longer --resume changes nothing
+    fill_in(args)
 
     torch.manual_seed(args.seed)
     generator = place(Generator(args.latent_dim, args.width, args.refine).apply(init_weights), args)

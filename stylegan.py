@@ -78,13 +78,11 @@ def add_flags(add):
     every = "R1 in each Kth step, K times as strong; history.csv has its mean, so K should divide 20"
     add("--r1-every", type=int, default=10, metavar="K", help=every)
     add("--ema-images", type=int, default=10000, help="images until an old generator has half its weight")
-    add(
-        "--truncation",
-        type=float,
-        help="psi for --generate, 0 or more: below 1, w moves to its mean; None: 1",
-    )
+    psi = "psi for --generate, 0 or more: below 1, w moves to its mean; None: 1"
+    add("--truncation", type=float, help=psi)
     add("--image-size", type=int, help="32, 64, 128 or 256; None: 64 for faces, celeba, folder, else 32")
-    add("--width", type=int, default=32, help="channels of the largest maps; at most 4 times that elsewhere")
+    width = "channels of the largest maps, elsewhere at most 4 times that; None: 32, with --dataset faces 16"
+    add("--width", type=int, help=width)
     add("--epochs", type=int, help="passes over the training set; None: 5, and 30 with --dataset faces")
     add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
     add("--lr-g", type=float, default=2e-3, help="Adam's learning rate for the generator")
@@ -567,6 +565,7 @@ def fill_in(args):
     if args.image_size not in (32, 64, 128, 256):
         fail(f"--image-size: {args.image_size} is not 32, 64, 128 or 256; give one of these")
     args.epochs = args.epochs or (30 if args.dataset == "faces" else 5)
+    args.width = args.width or (16 if args.dataset == "faces" else 32)
     if args.mixing > 1:
         fail(f"--mixing: {args.mixing} is a share of the images; give a number from 0 to 1")
     if args.truncation is not None:

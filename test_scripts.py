@@ -410,7 +410,7 @@ SHARED = {
 # Lines outside these; others have 300.
 LONGEST = {
     "dcgan_mnist": 320,
-    "cgan": 310,
+    "cgan": 320,
     "dcgan64_celeba": 380,
     "pix2pix": 430,
     "cyclegan": 520,
@@ -1487,23 +1487,16 @@ def history(steps=468, d_loss=0.9, g_loss=1.7, d_real=0.65, d_fake=0.25, diversi
 
 def test_dcgan_monitor_names_what_it_sees():
     assert dcgan_mnist.diagnose(history(), 0.9) == []  # a healthy epoch
+    assert dcgan_mnist.diagnose(history(d_real=0.83, d_fake=0.07), 0.9) == []  # the last one of the default
     assert dcgan_mnist.diagnose(history(steps=1), 0.9) == []
-    some_spikes = history()
-    some_spikes[:140:20, 1] = 20  # in 7 of the 23 intervals; a real healthy epoch had them in 6
-    assert dcgan_mnist.diagnose(some_spikes, 0.9) == []
+    spiky, late = history(), history()
+    spiky[::20, 1], late[-20:, 4] = 20, 0.1
+    assert dcgan_mnist.diagnose(spiky, 0.9) == []  # with high rates L_G spikes, and the samples are better
     for label in (0.8, 0.9, 1.0):
         winning = history(d_loss=0.35, g_loss=6, d_real=0.98 * label, d_fake=0.01)
         (remark,) = dcgan_mnist.diagnose(winning, label)
         assert "too strong" in remark
         assert "higher --lr-g" in remark
-    often = history()
-    often[::50, 1] = 9  # with 64 channels, in the first epoch, about two in five groups have one
-    assert dcgan_mnist.diagnose(often, 0.9) == []
-    spiky, late = history(), history()
-    spiky[::25, 1], late[-20:, 4] = 9, 0.1
-    (remark,) = dcgan_mnist.diagnose(spiky, 0.9)
-    assert "unstable" in remark
-    assert "--lr-g and --lr-d" in remark
     for collapsed in (history(diversity=0.4), late):
         (remark,) = dcgan_mnist.diagnose(collapsed, 0.9)
         assert "mode collapse" in remark
@@ -1706,6 +1699,9 @@ def test_width_and_shallow_reach_the_networks(script, argv, width, flags, tmp_pa
     script.main([*flags, *argv.split(), "--max-steps", "1"])
     saved = read(tmp_path / "run" / "checkpoint.pt")
     second = second_class(script)(width, "--shallow" in argv)
+    rate = {"wgan_gp": 3e-4, "cgan": 1e-3, "dcgan_mnist": 2e-3}[Path(script.SCRIPT).stem]
+    rate = 2e-4 if "--shallow" in argv and rate != 3e-4 else rate
+    assert (saved["settings"]["lr_g"], saved["settings"]["lr_d"]) == (rate, rate)
     second.load_state_dict(saved[CASES[script.SCRIPT].second])
     script.Generator(width=width).load_state_dict(saved["generator"])  # fails where a shape is another
     script.main(["--generate", "2", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt")])
@@ -3706,6 +3702,11 @@ def test_stylegan_images_of_other_sizes(script, tmp_path, monkeypatch, capsys):
         assert (image.size, image.mode) == ((7 * 66 + 2, 7 * 66 + 2), "RGB")
     settings = read("run/checkpoint.pt")["settings"]
     assert (settings["image_size"], settings["r1_weight"]) == (64, 10)
+    for dataset, expected in {"faces": (64, 30, 16), "celeba": (64, 5, 32), "mnist": (32, 5, 32)}.items():
+        args = types.SimpleNamespace(**script.load_checkpoint("run/checkpoint.pt")["settings"])
+        args.dataset, args.image_size, args.epochs, args.width = dataset, None, None, None
+        script.fill_in(args)
+        assert (args.image_size, args.epochs, args.width) == expected
 
 
 # %% fid
