@@ -11,8 +11,9 @@ vanilla_gan.py:
     L_D = -E[log D(x)] - E[log(1 - D(G(z)))]
     L_G = -E[log D(G(z))]
 
-What is new against dcgan_mnist.py: two more doublings, convolutions only, a plain 1 as D's target. The layers
-are named as in PyTorch's own DCGAN example, so load_state_dict takes its weights (netG_epoch_*.pth).
+What is new against dcgan_mnist.py: two more doublings, convolutions only, a plain 1 as D's target, and the
+paper's rate of 2e-4 again. The layers are named as in PyTorch's own DCGAN example, so load_state_dict takes
+its weights (netG_epoch_*.pth).
 
 To decode 202,599 photographs in every epoch would take too long. They are decoded once, on all cores, cut to
 their middle square, and written as 64x64 pixels into one file of 2.5 GB. Later runs map it into memory.

@@ -8,8 +8,8 @@ Fully connected networks do not know that neighbouring pixels belong together. C
 of them were hard to train: one player pulled ahead, the other stopped learning. DCGAN is the recipe that
 worked. Strided convolutions instead of pooling; fully connected layers only first in G and last in D; batch
 normalisation everywhere but at G's output and D's input; ReLU in G, LeakyReLU in D; weights with a deviation
-of 0.02; Adam with a learning rate of 2e-4 and beta1 = 0.5. The losses are those of vanilla_gan.py, with a
-target r:
+of 0.02; Adam with beta1 = 0.5 and a learning rate of 2e-4 (here 2e-3). The losses are those of
+vanilla_gan.py, but D's target for real images, what it is to answer, is r and not 1:
 
     L_D = -E[r log D(x) + (1 - r) log(1 - D(x))] - E[log(1 - D(G(z)))]        with r = 0.9
     L_G = -E[log D(G(z))]
@@ -18,26 +18,26 @@ The target r = 0.9, one-sided label smoothing, keeps D from being too sure of it
 densities of real and generated images, the best D is now r p / (p + q). If G were perfect, D would answer
 0.45 everywhere: L_D = 1.38, L_G = 0.80. If D sees through every fake, L_D is 0.33, and L_G has no limit.
 
-What D can see. In the form that tutorials copy, D has two convolutions. Their output has 7x7 places; each has
-seen 10x10 pixels, and the last layer adds up what the places say. So this D judges patches: whether parts of
-a digit that share no patch go together, it cannot know. Try it (claims.py --extra sight): blank ten rows in
-the middle of all digits, so that no place sees both halves, and give every other one the lower half of
-another digit. Trained to tell the two kinds apart, D is right as often as a coin. With a third convolution a
-place sees up to 22x22 pixels, most of a digit, and D is right 85 times in a hundred. So it has three here.
-And both networks are narrow, because that is faster, and learn fast: 16 channels, not 64, and rates of 2e-3.
-After 4 minutes of one core the samples' distance from real images (fid.py) was 120, after 17 it was 64.
---shallow brings back 64 channels, two convolutions and 2e-4: 1037 after 4 minutes, 386 after 27.
+What D can see. In the form that tutorials copy, D has two convolutions. Their output has 7x7 places; each
+depends on 10x10 pixels, its receptive field, and the last layer adds up what the places say. So this D judges
+patches: whether parts of a digit that share no patch go together, it cannot know. Try it (claims.py --extra
+sight): blank ten rows in the middle of all digits, so that no place sees both halves, and give half of them
+the lower half of another digit. Trained to tell the two kinds apart, D is right as often as a coin. With a
+third convolution a place sees up to 22x22 pixels, most of a digit, and D is right in 85% of the cases (both
+with 64 channels). So D has three here. Both networks are narrow, 16 channels in D's first layer and not 64,
+so that steps are fast. One run on one core came to a distance from real images (fid.py) of 120 in 4 minutes,
+of 64 in 17; with --shallow (two convolutions, 64 channels, rates of 2e-4) to 1037 in 4 minutes, 386 in 27.
 
-What to watch: the samples, because the losses do not tell how good they are. From the second epoch to the
-last L_G rose from 1.6 to 3.6, and the digits got better all the while. Nor are spikes of L_G a bad sign: with
-these rates there were many more than with 2e-4, and better digits. After each epoch two classic failures are
-looked for. D wins: it is sure of every image, and G cannot improve (--lr-d 2e-3 --lr-g 1e-5 provokes it).
-Mode collapse: G draws nearly the same for any z, and `diversity`, how far apart samples are (1: as far as
-real images), falls below 0.5.
+What to watch: the samples, because the losses do not tell how good they are. L_G says how G does against a D
+that learns, too: from the second epoch to the last it rose from 1.6 to 3.6, and the digits got better. Nor
+are spikes of L_G a bad sign: in the first epoch there were more than with rates of 2e-4, and better digits.
+After each epoch the script looks for two failures. D wins: D(x) is near r, D(G(z)) near 0, and G cannot
+improve (--lr-d 2e-3 --lr-g 1e-5 provokes it). Mode collapse: G draws nearly the same for any z, and
+`diversity`, how far apart samples are (1: as far as real images), falls below 0.5.
 
-Paper: Radford et al. 2015, arXiv 1511.06434. Departures: kernels of 4, not 5; z normal, not uniform; D's
-target is smoothed (Salimans et al. 2016, arXiv 1606.03498); G's step uses the fakes of D's step again.
---instance-noise (Sonderby et al. 2016, arXiv 1610.04490) is explained in dcgan64_celeba.py.
+Paper: Radford et al. 2015, arXiv 1511.06434. Departures: rates of 2e-3; fewer layers; kernels of 4, not 5; z
+normal, not uniform; D's target is smoothed (Salimans et al. 2016, arXiv 1606.03498); G's step uses the fakes
+of D's step again. dcgan64_celeba.py explains --instance-noise (Sonderby et al. 2016, arXiv 1610.04490).
 """
 
 import argparse
