@@ -30,7 +30,7 @@ of 64 in 17; with --shallow (two convolutions, 64 channels, rates of 2e-4) to 10
 
 What to watch: the samples, because the losses do not tell how good they are. L_G says how G does against a D
 that learns, too: from the second epoch to the last it rose from 1.6 to 3.6, and the digits got better. Nor
-are spikes of L_G a bad sign: in the first epoch there were more than with rates of 2e-4, and better digits.
+are spikes of L_G a bad sign: with rates of 2e-4 there were fewer, and twice the distance after an epoch.
 After each epoch the script looks for two failures. D wins: D(x) is near r, D(G(z)) near 0, and G cannot
 improve (--lr-d 2e-3 --lr-g 1e-5 provokes it). Mode collapse: G draws nearly the same for any z, and
 `diversity`, how far apart samples are (1: as far as real images), falls below 0.5.
