@@ -4714,7 +4714,7 @@ def test_claims_in_fp32(capsys):
         assert text.count("| 1.000 |") >= len(claim.settings)
     claims.main(["r1", "--fp32", "--list"])
     assert (
-        f"python stylegan.py --r1-weight 100, {claim.settings[-1].points[-1]:,} steps"
+        f"python stylegan.py --width 16 --r1-weight 100, {claim.settings[-1].points[-1]:,} steps"
         in capsys.readouterr().out
     )
     claims.main(["minimax", "--fp32", "--table"])
@@ -4946,7 +4946,7 @@ def test_claims_measure_what_a_resolution_decides(styled):
 
     generator.synthesis = Draws()
     found = claims.influence(stylegan, generator, network, ["class"], 200)
-    assert {*found} == {f"{name}_{side}" for name in claims.STYLED for side in (4, 8, 16)}
+    assert {*found} - {"class_pairs"} == {f"{name}_{side}" for name in claims.STYLED for side in (4, 8, 16)}
     assert found["inside_4"] > 0.8
     assert found["shape_4"] < 0.1
     assert 0.2 < found["shape_8"] < 0.9
@@ -4989,7 +4989,8 @@ def test_claims_measure_what_a_resolution_decides(styled):
 
     generator.synthesis = Dark()
     found = claims.influence(stylegan, generator, network, ["class"], 20)
-    assert all(map(math.isnan, found.values()))  # all images are the same
+    assert found.pop("class_pairs") == 0  # all images are the same
+    assert all(map(math.isnan, found.values()))
 
     class Halves(Draws):
         """Hair is told by the styles at 4, skin by those at 16; a fourth of the pairs differ in neither."""
@@ -5010,6 +5011,7 @@ def test_claims_measure_what_a_resolution_decides(styled):
 
     generator.synthesis = Halves()
     found = claims.influence(stylegan, generator, Sees(), ["hair", "skin"], 50)
+    assert 10 < found.pop("hair_pairs") < 40 > found.pop("skin_pairs") > 10
     assert found == {"hair_4": 1, "hair_8": 1, "hair_16": 1, "skin_4": 0, "skin_8": 0, "skin_16": 1}
 
 
@@ -5085,6 +5087,39 @@ def test_claims_measure_truncation(bench, monkeypatch):
         assert row["precision"] == pytest.approx(0.75)
         assert row["even precision"] == pytest.approx(0.5)
         assert row["classes"] == 2
+
+
+def test_claims_tell_which_styles_bring_an_attribute(monkeypatch):
+    """A row for each attribute, of the faces of pretrained/stylegan.pt."""
+    names, asked = claims.attributes("faces"), []
+    assert [names[0], names[4], len(names)] == ["gender", "hair", 11]
+    labels = torch.arange(22).reshape(2, 11) % 3
+
+    class Sees(nn.Module):
+        classes = [3] * 11
+        prepare = staticmethod(lambda images: images)
+
+        def forward(self, images):
+            logits = nn.functional.one_hot(labels, 3).float()
+            logits[1, 4] = logits[1, 4].roll(1)  # wrong about one head of hair
+            return None, logits.flatten(1)[images[:, 0, 0, 0].long()]
+
+    def influence(script, generator, network, names, pairs):
+        asked.append((generator.latent_dim, pairs))
+        keys = "pairs", 4, 8, 16, 32
+        return {f"{name}_{key}": 10 * i + j for i, name in enumerate(names) for j, key in enumerate(keys)}
+
+    images = torch.arange(2.0)[:, None, None, None].expand(2, 3, 64, 64)
+    monkeypatch.setattr(fid, "load_classifier", lambda *args: (Sees(), "told"))
+    monkeypatch.setattr(fid, "images_and_labels", lambda name, folder, train: (images, labels))
+    monkeypatch.setattr(claims, "influence", influence)
+    rows = [*claims.styles("cpu")]
+    assert asked == [(128, 3000)]
+    assert [row["attribute"] for row in rows] == names
+    expected = {"attribute": "hair", "kinds": 3, "pairs": 40, "wrong": 0.5}
+    assert rows[4] == expected | {"4x4": 41, "8x8": 42, "16x16": 43, "32x32": 44}
+    assert rows[3]["attribute"] == "hair_colour"
+    assert rows[3]["wrong"] == 0
 
 
 @pytest.mark.slow
