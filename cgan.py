@@ -29,9 +29,9 @@ epoch, and in 99.4% after the last, as in real images. But accuracy is not quali
 `--generate N` writes one folder for each class, as torchvision's ImageFolder reads them; `--label 7` writes
 that class alone.
 
-Paper: Mirza and Osindero 2014, arXiv 1411.1784, equation 2. Departures: the networks and the recipe are those
-of dcgan_mnist.py, with rates of 1e-3, half of its (the paper: fully connected layers, maxout in D, one-hot
-classes); D's target is smoothed to 0.9; batches of 64.
+Paper: Mirza and Osindero 2014, arXiv 1411.1784, equation 2. Departures: the networks and the recipe are
+those of dcgan_mnist.py, with half its learning rate, 1e-3 (the paper: fully connected layers, maxout in
+D, one-hot classes); D's target is smoothed to 0.9; batches of 64.
 """
 
 import argparse

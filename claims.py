@@ -569,14 +569,13 @@ CLAIMS = {
             styled("8 layers, as they were drawn", change=frozen_mapping),
             styled("no mapping", "--mapping-layers 0"),
         ),
-        ("moved", "path_z / apart", "path_w / apart", "skill_z", "skill_w", "entropy", "recall"),
-        curve="path_w",
+        ("moved", "bent", "straight_z", "straight_w", "skill_z", "skill_w", "confidence", "entropy"),
         seeds=SEEDS[:1],
     ),
     "style-coarse-fine": Claim(
         "StyleGAN: styles of low resolution decide the shape, those of high resolution the surface",
         (styled("digits"), styled("garments", "--dataset fashion_mnist"), UNTRAINED),
-        tuple(f"{name}_{side}" for name in STYLED for side in (4, 8, 16)),
+        ("chance_class", *(f"{name}_{side}" for name in STYLED for side in (4, 8, 16))),
         seeds=SEEDS[:1],
     ),
     "r1": Claim(
@@ -746,13 +745,13 @@ def entanglement(script, generator, network, pairs=2000, count=10_000):
 
     path_z, path_w: stylegan.py's path_lengths of the same 2,000 pairs in features of length 1, epsilon 1e-4,
     in float64; the mean without the least and the largest 1% (Karras et al. 2018, section 4.1; their features
-    are VGG's). `apart` is the mean squared distance of the ends of such paths: a generator whose images
-    differ more has longer paths. A line is shorter than its arc whatever the mapping is, and the more the
-    mapping crumples arcs, the shorter it is by comparison. So path_w below path_z shows nothing: compare
-    path_w / apart with that of a mapping as it was drawn, and with path_z / apart of --mapping-layers 0.
+    are VGG's). A generator whose images differ more has longer paths: straight_z and straight_w are the means
+    of all lengths, over the mean squared distance of the paths' ends. 1 would be a straight line at an even
+    pace. For a linear generator an arc's is 1.23 times a line's, whatever the mapping is. So path_w below
+    path_z shows nothing: compare straight_w with that of a mapping as it was drawn, and of none.
     skill_z, skill_w: how often a linear regression on z (all of one length), or on w, tells the class that
     the classifier sees, fitted to the first half of 10,000 samples and tested on the second. 1: always, 0: no
-    more often than it is the most frequent class.
+    more often than it is the most frequent class. (The paper's separability is another measure.)
     """
     device, found = generator.w_avg.device, {}
     exact, layers = copy.deepcopy(generator).double(), copy.deepcopy(network.layers).double()
@@ -761,15 +760,16 @@ def entanglement(script, generator, network, pairs=2000, count=10_000):
         images = (images + 1) / 2
         return F.normalize(layers(images[:, :, 2:-2, 2:-2] if images.shape[-1] == 32 else images))
 
+    script.reseed("path")
+    ends = torch.randn(2, pairs, generator.latent_dim, dtype=torch.float64, device=device)
+    one, two = (torch.cat([features(exact(part)) for part in z.split(64)]) for z in ends)
+    apart = (one - two).square().sum(1).mean()
     for space in ("z", "w"):
         script.reseed("path")
         lengths = script.path_lengths(exact, features, space, pairs, 1e-4)
         low, high = lengths.quantile(lengths.new_tensor([0.01, 0.99]))
         found[f"path_{space}"] = lengths[(lengths >= low) & (lengths <= high)].mean().item()
-    script.reseed("path")
-    ends = torch.randn(2, pairs, generator.latent_dim, dtype=torch.float64, device=device)
-    one, two = (torch.cat([features(exact(part)) for part in z.split(64)]) for z in ends)
-    found["apart"] = (one - two).square().sum(1).mean().item()
+        found[f"straight_{space}"] = (lengths.mean() / apart).item()
     script.reseed("linear")
     z = torch.randn(count, generator.latent_dim).to(device)
     images = script.sample(generator, z).to(device)
@@ -786,9 +786,11 @@ def entanglement(script, generator, network, pairs=2000, count=10_000):
 
 @torch.no_grad()
 def moved(script, generator, checkpoint):
-    """How far training has moved the mapping of a run: 0 if it is as it was drawn.
+    """How far training has moved the mapping of a run; both figures are 0 if it is as it was drawn.
 
-    The mean square of how w has changed for the same z, over the variance of w at first.
+    moved: the mean square of how w has changed for the same z, over the variance of w at first. The styles'
+    own affine maps could do some of this as well. bent: the part of the variance of w that no affine map
+    makes of the w at first, which is all that can straighten anything.
     """
     args = argparse.Namespace(
         **vars(script.parse_args(["--resume", str(checkpoint)])) | {"precision": "fp32"}
@@ -796,23 +798,27 @@ def moved(script, generator, checkpoint):
     torch.manual_seed(args.seed)
     drawn = script.build(args).to(generator.w_avg.device)  # the first that train draws
     script.reseed("moved")
-    z = torch.randn(1000, generator.latent_dim).to(generator.w_avg.device)
-    now, before = generator.mapping(z), drawn.mapping(z)
-    return ((now - before).square().mean() / before.var(0).mean()).item()
+    z = torch.randn(5000, generator.latent_dim).to(generator.w_avg.device)
+    now, before = (network.mapping(z).double() for network in (generator, drawn))
+    known = torch.cat([before, torch.ones_like(before[:, :1])], 1)
+    rest = now - known @ torch.linalg.lstsq(known, now).solution
+    changed = (now - before).square().mean() / before.var(0).mean()
+    return {"moved": changed.item(), "bent": (rest.square().mean() / now.var(0).mean()).item()}
 
 
 def exchanged(judge, images, mixtures):
-    """How far images of three styles are from real images, and from as many of a style of their own.
+    """How far images of three styles are from real images, and from images of a style of their own.
 
-    uint8 images (N, C, H, W) both. `own from own` is what two halves of the latter are apart, in part because
-    they are half as many.
+    uint8 images (N, C, H, W) both. The latter distance is of N / 2 images each, and so is `own from own`, of
+    the two halves of those of one style.
     """
 
     def apart(first, second):
         return fid.frechet_distance(first.mu, first.sigma, second.mu, second.sigma).item()
 
-    own, found, *parts = (judge.measure("samples", some) for some in (images, mixtures, *images.chunk(2)))
-    row = {"distance of mixed": apart(judge.reference, found), "mixed from own": apart(own, found)}
+    sets = mixtures, mixtures.chunk(2)[1], *images.chunk(2)
+    found, half, *parts = (judge.measure("samples", some) for some in sets)
+    row = {"distance of mixed": apart(judge.reference, found), "mixed from own": apart(parts[0], half)}
     row |= {"own from own": apart(*parts)}
     return row | {"confidence of mixed": found.logits.double().softmax(1).amax(1).mean().item()}
 
@@ -833,12 +839,17 @@ def influence(script, generator, network, names, pairs=1000):
     """How much of what two images differ in has come over with the styles up to a resolution.
 
     Of pairs of styles w1, w2, the layers up to 4x4 (8x8, 16x16) get w2, the others keep w1, as in style
-    mixing. The figure hair_16, for example: of the pairs whose images have different hair, as the classifier
-    sees them, how many have then that of the second; hair_pairs is how many these pairs are. `names` are the
-    attributes that it knows. Of digits and garments there are also shape, the share of two silhouettes that
-    only one of them has; inside, the mean brightness within the silhouette; and grain, how much its pixels
-    differ from the mean of their neighbours there, away from its edge (strokes of one or two pixels have
-    none): how far the mixture is from the first image, over how far the second is.
+    mixing. hair_16, for example: of the pairs whose images have different hair, as the classifier sees them,
+    how many have then that of the second, and kept_hair_16, how many still have that of the first (which is,
+    since w1 and w2 are alike, how much comes over with the styles above 16). Two figures to compare with:
+    chance_hair, how often another pair's image has that of the second; alike_hair_16, how many of the pairs
+    with the same hair still have it, for mixing may spoil an image. hair_pairs: how many have different hair.
+    `names` are the attributes that the classifier knows.
+
+    Of digits and garments there are also shape, the share of two silhouettes that only one of them has;
+    inside, the mean brightness within the silhouette; and grain, how much its pixels differ from the mean of
+    their neighbours there, away from its edge (strokes of one or two pixels have none). Their figure is 0 if
+    the mixture is like the first image, 1 if like the second, and 1/2 if as far from both.
     """
     script.reseed("influence")
     z = torch.randn(2 * pairs, generator.latent_dim).to(generator.w_avg.device)
@@ -862,7 +873,7 @@ def influence(script, generator, network, names, pairs=1000):
             seen |= {"shape": outline}
         return seen
 
-    def apart(one, two):
+    def difference(one, two):
         if one.dtype != torch.bool:
             return (one - two).abs().mean().item()
         return ((one ^ two).sum((1, 2, 3)) / (one | two).sum((1, 2, 3)).clamp(min=1)).double().mean().item()
@@ -871,12 +882,16 @@ def influence(script, generator, network, names, pairs=1000):
     for side in sides.unique().tolist()[:-1]:
         for name, x in look(torch.where((sides <= side)[:, None], second, first)).items():
             if name in names:
-                unlike = start[name] != end[name]  # if there are none, the figure is NaN
-                found[f"{name}_pairs"] = unlike.sum().item()
+                unlike = start[name] != end[name]  # if there are none, the figures are NaN
                 found[f"{name}_{side}"] = (x == end[name])[unlike].double().mean().item()
+                found[f"kept_{name}_{side}"] = (x == start[name])[unlike].double().mean().item()
+                found[f"alike_{name}_{side}"] = (x == end[name])[~unlike].double().mean().item()
+                found[f"chance_{name}"] = (end[name].roll(1) == end[name])[unlike].double().mean().item()
+                found[f"{name}_pairs"] = unlike.sum().item()
             else:
-                whole = apart(start[name], end[name])
-                found[f"{name}_{side}"] = apart(start[name], x) / whole if whole else math.nan
+                whole = difference(start[name], end[name])
+                way = difference(start[name], x) - difference(x, end[name])
+                found[f"{name}_{side}"] = (1 + way / whole) / 2 if whole else math.nan
     return found
 
 
@@ -1005,12 +1020,12 @@ def follow(setting, seed, home, samples, device):
                 row |= {k: v for test in tests for k, v in zip(script.DISTANCES, test[1:]) if v == v}
                 if setting.script == "cyclegan":
                     row |= hidden(script, folder / "checkpoint.pt", device)
-                if setting.script == "stylegan":
+                if setting.script == "stylegan" and point == setting.points[-1]:  # this takes minutes
                     generator = averaged(script, folder / "checkpoint.pt", device)
                     row |= entanglement(script, generator, judge.network)
                     row |= influence(script, generator, judge.network, attributes(setting.args.dataset))
                     row |= exchanged(judge, images, mixed(script, generator, samples))
-                    row["moved"] = moved(script, generator, folder / "checkpoint.pt")
+                    row |= moved(script, generator, folder / "checkpoint.pt")
                     row["training diversity"] = row["diversity"]
                 row |= judge(images, labels)  # its diversity replaces that of batches in training
         rows.append(row)
@@ -1211,8 +1226,10 @@ def truncation(device):
 def styles(device):
     """Rows of a table: how often each attribute of a face comes over with styles up to 4x4, 8x8, and so on.
 
-    See influence. The faces are those of pretrained/stylegan.pt. `kinds` is how many values an attribute has,
-    `wrong` how often the classifier is wrong about it on real test faces.
+    See influence. The faces are those of pretrained/stylegan.pt. The pairs differ in the attribute; of them a
+    cell has the share that gets the second face's, and the share that keeps the first's. `alike`: of other
+    pairs, how many keep what both have, at the resolution where it is fewest. `wrong` is how often the
+    classifier is wrong about real test faces; how often about these, nobody knows.
     """
     script = importlib.import_module("stylegan")
     network, _ = fid.load_classifier("faces", "data", device)
@@ -1222,8 +1239,10 @@ def styles(device):
     with torch.no_grad():
         logits = torch.cat([network(network.prepare(part.to(device)))[1] for part in images.split(500)])
     for name, part, truth in zip(names, logits.cpu().split(network.classes, 1), labels.T):
-        row = {"attribute": name, "kinds": part.shape[1], "pairs": found[f"{name}_pairs"]}
-        row |= {f"{side}x{side}": found[f"{name}_{side}"] for side in (4, 8, 16, 32)}
+        row = {"attribute": name, "pairs": found[f"{name}_pairs"], "chance": found[f"chance_{name}"]}
+        for side in (4, 8, 16, 32):
+            row[f"{side}x{side}"] = f"{found[f'{name}_{side}']:.2f}, {found[f'kept_{name}_{side}']:.2f}"
+        row["alike"] = min(found[f"alike_{name}_{side}"] for side in (4, 8, 16, 32))
         yield row | {"wrong": (part.argmax(1) != truth).double().mean().item()}
 
 

@@ -4,19 +4,21 @@
     python dcgan32_wgan_sn.py --epochs 5 --device cuda
     python dcgan32_wgan_sn.py --dataset cifar10     # the same networks in colour
 
-A critic C must not be steep. wgan_gp.py asks for that with a penalty, which needs a gradient of a gradient in
-every step. Could the bound be built into the layers instead? A convolution is a linear map, and stretches by
-its largest singular value at most. Spectral normalisation divides each weight, written as a matrix (outputs,
-inputs x 25), by that of the matrix, which one step of power iteration at each use keeps up to date. LeakyReLU
-stretches by 1 at most, so a product over the layers bounds the slope of C. Not by 1, for the matrix is not
-the whole convolution: at stride 2 a pixel lies in up to nine 5x5 windows, so a layer may stretch by 3.
+A critic C must not be steep. wgan_gp.py asks for that with a penalty, which needs a gradient of a
+gradient in every step. Could the bound be built into the layers instead? A convolution is a linear map,
+and stretches by its largest singular value at most. Spectral normalisation writes each weight as a matrix
+(outputs, inputs x 25) and divides it by the largest singular value of that, which it estimates by
+multiplying a vector with the matrix, once at each use (power iteration). LeakyReLU stretches by 1 at
+most, so a product over the layers bounds the slope of C. Not by 1, for the matrix is not the whole
+convolution: at stride 2 a pixel lies in up to nine 5x5 windows, so a layer may stretch by 3.
 
 With a bound, the loss of wgan_gp.py needs no penalty. C maximises and G minimises
 
     E[C(x)] - E[C(G(z))]
 
-Over K-Lipschitz C (slope at most K), the maximum is K times the Wasserstein distance. With no bound C gains
-by just scaling its scores up (--no-spectral-norm).
+Over K-Lipschitz C (slope at most K), the maximum is K times the Wasserstein distance. With no bound C
+gains by just scaling its scores up, though in 4,000 steps that cost little (--no-spectral-norm;
+RESULTS.md, spectral-norm).
 
 One kind of layer spoils this: batch normalisation in C. It divides by a standard deviation, which undoes the
 bound, and it normalises real and fake batches apart, so that their scores come from two different functions,
@@ -24,9 +26,9 @@ and the difference is not a distance. We keep it because the samples are far bet
 one seed, their distance from real images (fid.py) was 34 with it, and 102 without (--critic-norm none).
 Beside it, spectral normalisation no longer helped (RESULTS.md).
 
-What is new against dcgan_mnist.py: this loss; a deeper C; one step of C, then one of G on fresh noise; z from
-the cube U(-1, 1)^100, where straight walks stay inside; one more upsampling; batches of 32; other learning
-rates.
+What is new against dcgan_mnist.py: this loss; a deeper C, of 64 channels and kernels of 5; fresh noise
+for G's step; z from the cube U(-1, 1)^100, where straight walks stay inside; one more upsampling; batches
+of 32; rates of 3e-4 for G and 6e-4 for C.
 
 What to watch: stages.png, the samples after 200, 4,000, 8,000 and 20,000 steps. c_real and c_fake drift apart
 and `slope`, that of C at fakes, rises while the samples get better and better: none of these figures tells

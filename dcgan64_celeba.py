@@ -4,19 +4,20 @@
     python dcgan64_celeba.py --dataset folder --data-dir ~/Pictures --epochs 50
     torchrun --nproc-per-node=2 dcgan64_celeba.py --device cuda
 
-The DCGAN of the paper, for 64x64 pixels. The generator G starts from z as a picture of one pixel with 100
-channels, makes it 4x4, and doubles it four times; the discriminator D is its mirror. The losses are those of
-vanilla_gan.py:
+The DCGAN of PyTorch's own example, close to the paper's. The generator G starts from z as a picture of
+one pixel with 100 channels, makes it 4x4, and doubles it four times; the discriminator D is its mirror.
+The losses are those of vanilla_gan.py:
 
     L_D = -E[log D(x)] - E[log(1 - D(G(z)))]
     L_G = -E[log D(G(z))]
 
-What is new against dcgan_mnist.py: two more doublings, convolutions only, a plain 1 as D's target, and the
-paper's rate of 2e-4 again. The layers are named as in PyTorch's own DCGAN example, so load_state_dict takes
+What is new against dcgan_mnist.py: two more doublings, 64 channels, convolutions only, a plain 1 as D's
+target, and the paper's rate of 2e-4 again. The layers have the example's names, so load_state_dict takes
 its weights (netG_epoch_*.pth).
 
-To decode 202,599 photographs in every epoch would take too long. They are decoded once, on all cores, cut to
-their middle square, and written as 64x64 pixels into one file of 2.5 GB. Later runs map it into memory.
+CelebA is 202,599 photographs of famous faces. To decode them in every epoch would take too long. They are
+decoded once, on all cores, cut to their middle square, and written as 64x64 pixels into one file of 2.5
+GB. Later runs map it into memory.
 
 Started by torchrun, several processes share each batch: each takes its part of the images and of z, and
 DistributedDataParallel averages the gradients. So K processes train as one would, but for two things: batch

@@ -28,15 +28,16 @@ some real image's ball, recall the share of real images in some sample's ball. T
 set: exp E[KL(p(c|x) || p(c))], from 1 to the number of classes. It is high if the classifier is sure of each
 image's class c, and all classes occur (here the mean over ten parts of the set).
 
-How they mislead. (1) The fewer the images, the larger the FID, because m and S are estimates. On the features
-of (4), MNIST's training and test sets are 60.6 apart with 500 images of each, 4.8 with 10,000. Compare equal
-numbers only. (2) Resizing and rounding change features: send both sets through the same steps. (3) Other
-weights, other features or bf16 give other figures. This script says FID only for the FID authors' network,
-the weights that pytorch-fid released, and fp32. (4) Inception learned from photographs, not from digits or
-cartoons. For these, --features classifier trains a small network and compares its last hidden layer.
-(5) Blurs near the mean lie in many balls, and a few odd samples have balls that hold everything: read
-precision and recall together, and look. (6) The distance notices repetition late. Here 10,000 "samples" are a
-few of MNIST's training images, each again and again, moved by up to a pixel; the features are those of (4):
+How they mislead. (1) The fewer the images, the larger the FID, because m and S are estimates. On a small
+classifier's features (see 4), MNIST's training and test sets are 60.6 apart with 500 images of each, 4.8
+with 10,000. Compare equal numbers only. (2) Resizing and rounding change features: send both sets through
+the same steps. (3) Other weights, other features or bf16 give other figures. This script says FID only
+for the FID authors' network, the weights that pytorch-fid released, and fp32. (4) Inception learned from
+photographs, not from digits or cartoons. For these, --features classifier trains a small network and
+compares its last hidden layer. (5) Blurs near the mean lie in many balls, and a few odd samples have
+balls that hold everything: read precision and recall together, and look. (6) The distance notices
+repetition late. Here 10,000 "samples" are a few of MNIST's training images, each again and again, moved
+by up to a pixel; the features are the classifier's:
 
     originals               10      50     200   1,000  10,000
     distance               533     133      39      25      18

@@ -1,7 +1,7 @@
 """A GAN in the plane: the whole game on points, where everything can be drawn and computed.
 
     python gan_2d.py                                # eight heaps of points on a ring, into runs/gan_2d/001
-    python gan_2d.py --lr-d 1e-2 --lr-g 1e-4        # D learns a hundred times as fast: mode collapse
+    python gan_2d.py --lr-d 1e-2 --lr-g 1e-4        # D learns a hundred times as fast: the fakes collapse
     python gan_2d.py --dataset lines                # how far apart are two lines? See landscape.png
 
 A generator G turns random numbers z into points. It should learn to make points like the real ones, but it
@@ -12,27 +12,27 @@ direction to move each of its points so that D takes it for real.
     L_D = -E[log D(x)] - E[log(1 - D(G(z)))]
     L_G = -E[log D(G(z))]
 
-In the plane we can compute what cannot be seen with images. Where real points have density p and fakes q,
-the best answer maximises p log D + q log(1 - D). That is D = p / (p + q): 1 where all points are real, 0
-where all are fake, and 1/2 everywhere once q = p. Put it into L_D, and L_D = 2 log 2 - 2 JS, where JS is the
-Jensen-Shannon divergence, E[log 2p/(p + q)] / 2 over real points + E[log 2q/(p + q)] / 2 over fakes: 0 if
-q = p, log 2 = 0.69 if they are never in the same place. So js_d = log 2 - L_D / 2 is what D's loss says of
-JS, and it is too low unless D is the best. In the default run it says 0.03 at the end, where JS is 0.31,
-probably because the fakes of a heap lie on a thin line: the learned D changes too slowly across it.
+In the plane we can compute what cannot be seen with images. Where real points have density p and fakes q, the
+best answer maximises p log D + q log(1 - D). That is D = p / (p + q): 1 where all points are real, 0 where
+all are fake, and 1/2 everywhere once q = p. Then L_D = 2 log 2 - 2 JS, where JS is the Jensen-Shannon
+divergence, E[log 2p/(p + q)] / 2 over real points + E[log 2q/(p + q)] / 2 over fakes: 0 if q = p, log 2 =
+0.69 if they are never in the same place. In history.csv, js_d = log 2 - L_D / 2 is what D's loss says of JS:
+too little, unless D is the best. At the end of the default run it says 0.03, where JS is 0.31.
 
 What to watch: progress.gif, with the learned D on the left and the best D on the right: blue says real, red
 says fake, white cannot tell (grey: no points). Real points are black, fakes yellow; arrows show where D's
-gradient sends some. The fakes are everywhere at first, after four epochs on a ring, and then gather at the
-heaps, or modes. Some stay on the way between two: z comes from one connected region, so the fakes are
-connected, too. Mode collapse is when fakes reach few heaps; `modes` in history.csv counts those that have a
-hundredth of them. The second command ends with nine fakes in ten at two heaps. In its last picture D says
-"real" of most of the rest of the plane, and is flat there: nothing calls the fakes back.
+gradient sends some. At first the fakes are everywhere; after four epochs they lie on a ring, and then they
+gather at the heaps, or modes. Some stay on the way between two: z comes from one connected region, so the
+fakes are connected, too. Mode collapse is when fakes reach few heaps; `modes` in history.csv counts those
+that have a hundredth of them. The second command ends with nine fakes in ten at two heaps. In its last
+picture D says "real" of most of the rest of the plane, and is flat there: nothing calls the fakes back.
 
 Then change the rules with --loss. minimax: G lowers E[log(1 - D(G(z)))], whose gradient vanishes where D is
-sure of a fake; at the second command's rates it did, and came back. least-squares: see cyclegan.py.
-wasserstein-gp: D gives scores, as far apart as a slope near 1 allows (wgan_gp.py). relativistic: only the
-difference of D at a real point and at a fake counts, and a penalty keeps D's slope small at both. Last, the
-lines of landscape.png: while they do not touch, JS is log 2 and cannot say where to go; Wasserstein can.
+sure of a fake; at the second command's rates it did, and came back. least-squares: squares pull D's answers
+to 1 and 0, not logarithms. wasserstein-gp: D gives scores, as far apart as a slope near 1 allows
+(wgan_gp.py). relativistic: only the difference of D at a real point and at a fake counts, and a penalty keeps
+D's slope small at both. Last, the lines of landscape.png: until they touch, JS is log 2 and cannot say where
+to go. The Wasserstein distance, how far points have to move, can.
 
 Papers: Goodfellow et al. 2014, arXiv 1406.2661; Arjovsky et al. 2017, 1701.07875 (example 1: two lines);
 Gulrajani et al. 2017, 1704.00028 (penalty); Mao et al. 2016, 1611.04076 (least squares); Jolicoeur-Martineau

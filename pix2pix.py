@@ -7,11 +7,11 @@
 In cgan.py both players are told a class. Here they are told a picture. The generator G is given a picture a,
 the question, and draws an answer G(a); the discriminator D sees a beside the true answer b, or beside G(a).
 
-Why a GAN at all, when the true answer is known? Because a question may have many answers. Different digits
-share a mosaic, and L1, the mean difference of pixels, makes G hedge between them: for each pixel the median
-over all answers is the least far from them on average, and in it doubtful strokes are lost or smeared. D asks
-instead whether b could be *an* answer to *this* a. pix2pix adds the two losses: L1 gets the large shapes
-right, and D makes them sharp (--l1-weight, --gan-weight):
+Why a GAN at all, when the true answer is known? Because a question may have many answers. Different
+digits share a mosaic, and L1, the mean difference of pixels, makes G hedge between them: the safest value
+of a pixel is its median over all answers, and so doubtful strokes are lost or smeared. D asks instead
+whether b could be *an* answer to *this* a. pix2pix adds the two losses: L1 gets the large shapes right,
+and D makes them sharp (--l1-weight, --gan-weight):
 
     L_D = -1/2 E[log D(a, b)] - 1/2 E[log(1 - D(a, G(a)))]
     L_G = -E[log D(a, G(a))] + 100 E|b - G(a)|
@@ -23,13 +23,14 @@ what the way down had there, since question and answer share their layout (skips
 there is no noise z, because the authors found that G ignored it. All that is left to chance is dropout, in
 the first layers on the way up. It is off when G is tested, but for variants.png: see how little it changes.
 
-What to watch: the pictures in samples/, rows of questions, answers and truths. `g_loss` is the first part of
-L_G. If D could not tell answers from truths, L_D and `g_loss` would both be log 2 = 0.69; if D wins, `g_loss`
-grows. After each epoch, 1,000 test images are translated. `error` is their mean difference from the truth (0
-to 1). If A was drawn from B, `evidence` draws it again: how far is the mosaic of the answer from the question
-(0 to 1)? `sharpness` compares neighbouring pixels: 1 is as sharp as the truth; less means blurred, faint or
-missing strokes, more means noise. L1 alone (--gan-weight 0) aims at a small `error` and nothing else: after
-one epoch its `error` was 2% less than with both, but its `sharpness` 0.92, not 0.96 (RESULTS.md, l1).
+What to watch: the pictures in samples/, rows of questions, answers and truths. `g_loss` is the first part
+of L_G. If D could not tell answers from truths, L_D and `g_loss` would both be log 2 = 0.69; if D wins,
+`g_loss` grows. After each epoch, 1,000 test images are translated. `error` is their mean difference from
+the truth (0 to 1). Where questions are drawn from answers, `evidence` is how far the mosaic of the answer
+is from the question (0 is best). `sharpness` compares neighbouring pixels: 1 is as sharp as the truth;
+less means blurred, faint or missing strokes, more means noise. L1 alone (--gan-weight 0) aims at a small
+`error` and nothing else: after one epoch its `error` was 2% less than with both, but its `sharpness`
+0.92, not 0.96 (RESULTS.md, l1).
 
 Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: small
 pictures (of 32 pixels, only two layers have dropout, not three); half G's width, batches of 32 (the paper: 1

@@ -11,33 +11,33 @@ an affine map of its own, A and b, turns w into a style y: a scale and a shift f
     AdaIN(x_i, y) = (1 + y_scale,i) (x_i - mean(x_i)) / std(x_i) + y_shift,i,    y = A w + b
 
 This adaptive instance normalisation first resets a map's mean and contrast, whatever earlier styles had made
-of them. So a style decides how much each map counts in the next convolution alone; then the next style takes
-over. That makes styles exchangeable: some layers can take w from one image, the rest from another
-(mixing.png). To prepare them, nine of ten fakes in training are made from two w, the first up to a
-random layer, the second from there on: style mixing (--mixing). Detail that no style decides, such as how
-individual hairs lie, comes from noise: each layer adds one random picture to all its maps, with a learned
-strength for each map that starts at 0.
+of them. So a style says how much each map counts in the next convolution, and in that one only; then the next
+style takes over. That makes styles exchangeable: some layers can take w from one image, the rest from another
+(mixing.png). To prepare them, nine of ten fakes in training are made from two w, the first up to a random
+layer, the second from there on: style mixing (--mixing). Detail that no style decides comes from noise: each
+layer adds one random picture to all its maps, with a learned strength for each map that starts at 0.
 
-Why map z at all? z has the same distribution whatever the data are. If nobody old in the data wears a cap, a
-generator fed with z has to warp the combinations to leave out that one. With f in between, w can have that
-gap itself.
+Why map z at all? z has the same distribution whatever the data are, in a space Z; the space of w is W. If
+nobody old in the data wears a cap, a generator fed with z has to warp the combinations to leave out that one.
+With f in between, w can have that gap itself.
 
 L_D and L_G are those of vanilla_gan.py. R1 keeps D, here before its sigmoid, from being steep at real images,
 where wgan_gp.py wants a slope of 1 between real and fake: gamma / 2 E|grad_x D(x)|^2, in each tenth step, ten
-times as strong. In one run with gamma 0.1, not 10, the averaged G drew the same 8 for all z after 1,200
-steps. Also new: D is told how much the images of a group differ (minibatch standard deviation); weights are
-scaled in use (equalised learning rates); pictures come from a running average of G's weights.
+times as strong. Also new: D is told how much the images of a group differ (minibatch standard deviation);
+weights are scaled in use, so that all layers learn at one pace (equalised learning rates); pictures come from
+a running average of G's weights. In one run with gamma 0.1, not 10, that average drew the same 8 for all z
+after 1,200 steps.
 
 What to watch: interpolation.png, rows in pairs: an arc between two z above a line between their w.
-truncation.png: w at psi times its way from the mean, psi = 1 (w itself), 0.7, 0.5, 0.3, 0 (the mean), -0.5,
--1. z_share: the part of the images' variance that z decides; near 0, G ignores z. path_z, path_w: squared
-rates of change of pixels along arcs and lines. A line is shorter than its arc, whatever the mapping: if W
-were Z and G linear, path_w would be 0.81 path_z, and with a mapping as first drawn about a quarter.
+truncation.png: w drawn towards its mean, which trades variety for quality; psi = 1 is w itself, 0 the mean.
+z_share: the part of the images' variance that z decides; near 0, G ignores z. path_z, path_w: squared rates
+of change of pixels along arcs and lines. That path_w is smaller shows nothing by itself: with a linear G and
+a mapping that has learned nothing, it is already a quarter of path_z.
 
 Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196 (equalised rates, minibatch deviation); 2019,
 1912.04958 (R1 in few steps); Mescheder et al. 2018, 1801.04406. Departures: full size from the start, small
-networks, a first constant from N(0, 1), not ones, D's halving before the second convolution of a stage, not
-in it, the fakes of D's step used again in G's, a rate of 2e-3, one cut per image, psi in all layers.
+networks, gamma as at 1024x1024, a first constant from N(0, 1), not ones, D's halving before the second
+convolution of a stage, not in it, the fakes of D's step used again in G's, a rate of 2e-3, psi in all layers.
 """
 
 import argparse

@@ -10,14 +10,14 @@ an image is real. With real images x, D tries to raise V, and G to lower it:
 
     V = E[log D(x)] + E[log(1 - D(G(z)))]
 
-What this game measures. Let p be the density of real images and q that of generated ones. At each x, the best
-D maximises p log D + q log(1 - D), and so answers D = p / (p + q). Put this into V:
+What this game measures. Let p be the density of real images and q that of generated ones. At each x, the
+best D maximises p log D + q log(1 - D), and so answers D = p / (p + q). Put this into V:
 
     V = -2 log 2 + 2 JSD(p, q)
 
-JSD is the Jensen-Shannon divergence, 0 where p = q and at most log 2. So against the best D, G reduces a
-distance between two distributions. When G has won, D answers 1/2 to everything, and D's loss L_D = -V is 2
-log 2 = 1.386.
+JSD is the Jensen-Shannon divergence (JS in gan_2d.py), 0 where p = q and at most log 2. So against the
+best D, G reduces a distance between two distributions. When G has won, D answers 1/2 to everything, and
+D's loss L_D = -V is 2 log 2 = 1.386.
 
 Why G is not trained on V itself. Let a be D's logit for a fake, so that D(G(z)) = sigmoid(a). G learns from
 this fake only through a, and the gradients with respect to a are
@@ -29,10 +29,10 @@ If D recognises every fake, D(G(z)) is near 0. The first gradient vanishes: the 
 stays near -1. Both push a up, so the paper and this script train G with the second, L_G = -E[log D(G(z))].
 
 What to watch: after three epochs L_D rises towards 1.386, D(real) and D(fake) move towards 1/2, and neither
-player is ahead. White specks stay to the end: no layer knows which pixels are neighbours. With equal learning
-rates minimax did just as well. To see its gradient vanish, let D run ahead: add --lr-d 2e-3 --lr-g 2e-5 to
-the third command. In two seeds of three G then drew noise for five epochs, where the default loss found
-outlines of digits.
+player is ahead. White specks stay: no layer knows which pixels are neighbours. With equal rates minimax did
+just as well in five epochs. To see its gradient vanish, let D run ahead: add --lr-d 2e-3 --lr-g 2e-5 to the
+third command. In two seeds of three G then drew noise, where the default loss found outlines of digits. (In
+the plane the default loss failed; why, we do not know.)
 
 Paper: Goodfellow et al. 2014, arXiv 1406.2661, equation 1, proposition 1, theorem 1, algorithm 1 with one
 step of D for each of G, and with the second loss. Departures, from later practice: G with batch normalisation

@@ -5,10 +5,11 @@
     python wgan_gp.py --dataset fashion_mnist
 
 If the distributions of real and generated images do not overlap at all, some discriminator tells them apart
-without fail. Then the Jensen-Shannon divergence of vanilla_gan.py is log 2, however far apart they are, and G
-learns nothing about where to go. The Wasserstein distance has no such plateau: it is the least work that
-turns one pile of probability into the other, mass times distance moved, and it shrinks as the fakes come
-closer. A theorem says that it is also a maximum, over all functions C whose slope is nowhere above 1:
+without fail. Then the Jensen-Shannon divergence of vanilla_gan.py is log 2, however far apart they are, and
+the best D tells G nothing about where to go. The Wasserstein distance has no such plateau: it is the least
+work that turns one pile of probability into the other, mass times distance moved, and it shrinks as the fakes
+come closer. By a theorem of Kantorovich and Rubinstein it is also a maximum, over all functions C whose slope
+is nowhere above 1:
 
     W = max over C of   E[C(x)] - E[C(G(z))]
 
@@ -26,13 +27,14 @@ work moves it to. Nobody knows those pairs, so the algorithm draws them at rando
 
 Most of what is new against dcgan_mnist.py: no probability, so no sigmoid and no logarithm; no batch
 normalisation in the critic, since the penalty is about one image at a time; five steps of the critic, each on
-a fresh batch, for one of G; Adam with betas (0, 0.9). A discriminator far ahead teaches G badly. A critic has
-to be ahead if its estimate is to mean anything: it measures the distance only near its maximum.
+a fresh batch, for one of G; Adam with betas (0, 0.9). The five steps are for the estimate, since C measures W
+only near its maximum. For the samples one step was better, in the same time.
 
-What to watch: the estimate E[C(x)] - E[C(G(z))]. In a run with --shallow it fell from 2.4 in epoch 2 to
-1.7 in epoch 5, while strokes became digits. L_G says nothing, because C may add any constant to its scores.
-Compare estimates only between runs with the same critic, --n-critic and --gp-weight. An epoch is one pass of
-the critic over the data, so that G takes only a fifth as many steps.
+What to watch: the estimate E[C(x)] - E[C(G(z))]. In a run of the tutorials' critic (--shallow) it fell from
+2.4 in epoch 2 to 1.7 in epoch 5, while strokes became digits. (With one step of C it went up and down, and
+the digits got better all the same.) L_G says nothing, because C may add any constant to its scores. Compare
+estimates only between runs with the same critic, --n-critic and --gp-weight. An epoch is one pass of the
+critic over the data, so that G takes only a fifth as many steps.
 
 Paper: Gulrajani et al. 2017, arXiv 1704.00028, equation 3, proposition 1, algorithm 1; Arjovsky et al. 2017,
 arXiv 1701.07875. Departures: learning rates of 3e-4 (the paper: 1e-4); networks and initialisation of
