@@ -3476,7 +3476,7 @@ def test_stylegan_noise():
 
 
 def test_stylegan_mean_colour_is_of_the_last_style():
-    """Before pixels are cut off, whatever the noise and the other styles are: AdaIN sets the mean of a map."""
+    """Before pixels are cut off, and whatever the other styles and the noise: AdaIN sets each map's mean."""
     torch.manual_seed(0)
     synthesis = stylegan.Generator(width=8, latent_dim=16, channels=3).train().synthesis
     nn.init.normal_(synthesis.layers[-1].strength)

@@ -8,8 +8,7 @@ If the distributions of real and generated images do not overlap at all, some di
 without fail. Then the Jensen-Shannon divergence of vanilla_gan.py is log 2, however far apart they are, and
 the best D tells G nothing about where to go. The Wasserstein distance has no such plateau: it is the least
 work that turns one pile of probability into the other, mass times distance moved, and it shrinks as the fakes
-come closer. By a theorem of Kantorovich and Rubinstein it is also a maximum, over all functions C whose slope
-is nowhere above 1:
+come closer. By a theorem of Kantorovich and Rubinstein it is a maximum, too, over C of slope at most 1:
 
     W = max over C of   E[C(x)] - E[C(G(z))]
 
