@@ -1047,6 +1047,7 @@ SAYS = {  # where the message has more, or something else, than the flag and its
     "--direction b2a": "--direction: training learns both",
     "--truncation 0.7": "give it with --generate",
     "--batch-size 5": "--batch-size: 5 is not from 2 to 24, or makes no groups",
+    "--r1-weight -1": "--r1-weight: -1.0; give a finite number above 0, or 0",
 }
 
 

@@ -499,10 +499,10 @@ def parse_args(argv):
             if value is not None and name not in free and vars(args)[name] != value:
                 fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
     for name, value in vars(args).items():
+        zero = name in MAY_BE_ZERO
         fine = name == "seed" or name != "generate" and value == parser.get_default(name)
-        fine |= name in MAY_BE_ZERO and value == 0
-        if type(value) in (int, float) and not fine and not 0 < value < math.inf:
-            fail(f"--{name.replace('_', '-')}: {value} is not a finite number above 0; give one that is")
+        if type(value) in (int, float) and not (fine or zero and value == 0 or 0 < value < math.inf):
+            fail(f"--{name.replace('_', '-')}: {value}; give a finite number above 0{', or 0' * zero}")
     if args.device == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         args.device = str(found)  # cuda or mps, for example
