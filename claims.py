@@ -482,7 +482,7 @@ CLAIMS = {
             DCGAN.until(4680, "cross-entropy (dcgan_mnist.py)"),
             WGAN_GP.until(1870, "penalty (wgan_gp.py)"),
             SN_MNIST,
-            other(SN_MNIST, "spectral, first settings", f"--dataset mnist {PLAIN} --lr-g 3e-5 --lr-d 6e-5"),
+            other(SN_MNIST, "spectral, low rates", f"--dataset mnist {PLAIN} --lr-g 3e-5 --lr-d 6e-5"),
         ),
         ("spread over seeds", "spread over the last five", "largest rise"),
         "seconds",
@@ -559,7 +559,7 @@ CLAIMS = {
     "stylegan": Claim(
         "stylegan.py, the run of full length",
         (STYLE,),
-        ("precision", "recall", "z_share", "moved", "straight_z", "straight_w", "skill_z", "skill_w"),
+        ("precision", "recall", "classes", "confidence", "z_share", "path_z", "path_w"),
         seeds=SEEDS[:1],
     ),
     "style-w": Claim(
