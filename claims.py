@@ -559,7 +559,7 @@ CLAIMS = {
     "stylegan": Claim(
         "stylegan.py, the run of full length",
         (STYLE,),
-        ("precision", "recall", "classes", "confidence", "z_share", "path_z", "path_w"),
+        ("precision", "recall", "z_share", "moved", "straight_z", "straight_w", "skill_z", "skill_w"),
         seeds=SEEDS[:1],
     ),
     "style-w": Claim(
