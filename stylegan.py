@@ -32,8 +32,7 @@ What to watch: interpolation.png, rows in pairs: an arc between two z above a li
 truncation.png: w drawn towards its mean, which trades variety for quality; psi = 1 is w itself, 0 the mean.
 (Of our digits it took much variety, and gave little quality.) z_share: the part of the images' variance that
 z decides; near 0, G ignores z. path_z, path_w: squared rates of change of pixels along arcs and lines. That
-path_w is smaller shows nothing by itself: with a linear G and a mapping that has learned nothing, it is
-already a quarter of path_z.
+path_w is smaller shows nothing: with a linear G, an untrained mapping makes it a quarter of path_z.
 
 Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196 (equalised rates, minibatch deviation); 2019,
 1912.04958 (R1 in few steps); Mescheder et al. 2018, 1801.04406. Departures: full size from the start, small
