@@ -569,7 +569,8 @@ CLAIMS = {
             styled("8 layers, as they were drawn", change=frozen_mapping),
             styled("no mapping", "--mapping-layers 0"),
         ),
-        ("moved", "bent", "straight_z", "straight_w", "skill_z", "skill_w", "confidence", "entropy"),
+        ("precision", "recall", "moved", "bent", "straight_z", "straight_w", "skill_z", "skill_w"),
+        seeds=SEEDS[:1],
     ),
     "style-coarse-fine": Claim(
         "StyleGAN: styles of low resolution decide the shape, those of high resolution the surface",
@@ -1019,13 +1020,14 @@ def follow(setting, seed, home, samples, device):
                 row |= {k: v for test in tests for k, v in zip(script.DISTANCES, test[1:]) if v == v}
                 if setting.script == "cyclegan":
                     row |= hidden(script, folder / "checkpoint.pt", device)
+                if setting.script == "stylegan":
+                    row["training diversity"] = row["diversity"]
                 if setting.script == "stylegan" and point == setting.points[-1]:  # this takes minutes
                     generator = averaged(script, folder / "checkpoint.pt", device)
                     row |= entanglement(script, generator, judge.network)
                     row |= influence(script, generator, judge.network, attributes(setting.args.dataset))
                     row |= exchanged(judge, images, mixed(script, generator, samples))
                     row |= moved(script, generator, folder / "checkpoint.pt")
-                    row["training diversity"] = row["diversity"]
                 row |= judge(images, labels)  # its diversity replaces that of batches in training
         rows.append(row)
         notes.write_text(json.dumps(rows, indent=1) + "\n")
