@@ -19,18 +19,18 @@ layer adds one random picture to all its maps, with a learned strength for each 
 
 Why map z at all? z has the same distribution whatever the data are, in a space Z; the space of w is W. If
 nobody old in the data wears a cap, a generator fed with z has to warp the combinations to leave out that one.
-With f in between, w can have that gap itself. (In our short runs a mapping that never learned did as well.)
+With f in between, w can have that gap itself. (In short runs, W was as good without f having learned at all.)
 
 L_D and L_G are those of vanilla_gan.py. R1 keeps D, here before its sigmoid, from being steep at real images,
 where wgan_gp.py wants a slope of 1 between real and fake: gamma / 2 E|grad_x D(x)|^2, in each tenth step, ten
-times as strong. Without it, and with a gamma of 0.1, G drew one image for all z (two epochs, 16 channels).
-Also new: D is told how much the images of a group differ (minibatch standard deviation); weights are scaled
-in use, so that all layers learn at one pace (equalised learning rates); pictures come from a running average
-of G's weights.
+times as strong. Without it, or with a gamma of 0.1, G drew nearly the same image for all z, in two epochs of
+16 channels. Also new: D is told how much the images of a group differ (minibatch standard deviation); weights
+are scaled in use, so that all layers learn at one pace (equalised learning rates); pictures come from a
+running average of G's weights.
 
 What to watch: interpolation.png, rows in pairs: an arc between two z above a line between their w.
 truncation.png: w drawn towards its mean, which trades variety for quality; psi = 1 is w itself, 0 the mean.
-(Of our digits it took much variety, and gave little quality.) z_share: the part of the images' variance that
+(On our digits it cost much variety and gained little quality.) z_share: the part of the images' variance that
 z decides; near 0, G ignores z. path_z, path_w: squared rates of change of pixels along arcs and lines. That
 path_w is smaller shows nothing: with a linear G, an untrained mapping makes it a quarter of path_z.
 

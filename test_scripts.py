@@ -3536,6 +3536,8 @@ def test_stylegan_path_lengths_in_closed_form():
     drawn = Flat(torch.eye(128, dtype=torch.float64), stylegan.Mapping().double())
     line, way = (stylegan.path_lengths(drawn, lambda x: x, space, 2000, 1e-4).mean().item() for space in "wz")
     assert line / way == pytest.approx(0.25, abs=0.02)
+    spread = torch.linalg.eigvalsh(torch.cov(stylegan.Mapping()(torch.randn(20_000, 128)).T))  # ascending
+    assert 0.6 < spread[-10:].sum() / spread.sum() < 0.75  # two thirds in ten of 128 directions: RESULTS.md
     # Anywhere on the path: |w|^2 changes at the rate 2 w (w2 - w1), at most at the ends.
     square = lambda x: x.square().sum(1, keepdim=True)  # noqa: E731
     whole = Flat(torch.eye(128, dtype=torch.float64), lambda z: z)
