@@ -748,7 +748,7 @@ def entanglement(script, generator, network, pairs=2000, count=10_000):
     are VGG's). A generator whose images differ more has longer paths: straight_z and straight_w are the means
     of all lengths, over the mean squared distance of the paths' ends. 1 would be a straight line at an even
     pace; a detour makes it larger, and so does a sudden change, as in sharper images. With a linear generator
-    an arc's is 1.23 times a line's without a mapping, and about four times with one as it was drawn. So path_w
+    an arc's is 1.23 times a line's without a mapping, about four times with one as it was drawn. So path_w
     below path_z shows nothing: compare it with that of a mapping as it was drawn, and of none.
     skill_z, skill_w: how often a linear regression on z (all of one length), or on w, tells the class that
     the classifier sees, fitted to the first half of 10,000 samples and tested on the second. 1: always, 0: no
