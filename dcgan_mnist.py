@@ -231,8 +231,10 @@ def diagnose(steps, real_label):
     """A list of remarks on the health of an epoch, from its METRICS (steps, 5); none if all seems well."""
     _, _, d_real, d_fake, diversity = steps.T
     remarks = []
-    if d_real.mean() > 0.9 * real_label and d_fake.mean() < 0.02:  # as in claims.py, remedies
-        remarks.append("discriminator too strong, never fooled: try a higher --lr-g")
+    if d_real.mean() > 0.9 * real_label and d_fake.mean() < 0.02:
+        remarks.append(
+            "discriminator too strong, never fooled: of what we tried, a higher --lr-g helped most"
+        )
     if diversity[-20:].mean() < 0.5:
         remarks.append("mode collapse, samples are too alike")
     return remarks
