@@ -232,9 +232,7 @@ def diagnose(steps, real_label):
     _, _, d_real, d_fake, diversity = steps.T
     remarks = []
     if d_real.mean() > 0.9 * real_label and d_fake.mean() < 0.02:
-        remarks.append(
-            "discriminator too strong, never fooled: of what we tried, a higher --lr-g helped most"
-        )
+        remarks.append("discriminator too strong, never fooled: of what we tried, higher --lr-g helped most")
     if diversity[-20:].mean() < 0.5:
         remarks.append("mode collapse, samples are too alike")
     return remarks
