@@ -5348,7 +5348,7 @@ def test_claims_can_be_run(capsys):
             known |= {"spread over seeds", "spread over the last five", "largest rise", "distance doubled"}
             known |= {f"{name} halved" for name in figures}
             known |= {f"{name} after {m} min" for name in ("distance", "recall") for m in (4, 15, 30)}
-            known |= {"path_z / apart", "path_w / apart"}
+            known |= {"straight_z", "straight_w"}
             assert {*claim.columns} <= known
     for settings in points.values():
         longest = max((setting.points for setting in settings), key=len)
