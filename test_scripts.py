@@ -5341,14 +5341,14 @@ def test_claims_can_be_run(capsys):
                 "training diversity",
             }
             figures |= {"distance", "all heaps", "poorest", "lost", "moved", "first gradient", "first d_fake"}
-            figures |= {f"{name}_{space}" for name in ("path", "skill") for space in "zw"}
+            figures |= {f"{name}_{space}" for name in ("path", "straight", "skill") for space in "zw"}
             figures |= {f"{name}_{2**k}" for name in claims.STYLED for k in range(2, 5)}
             known = {f"range of {metric}" for metric in metrics} | figures
             known |= {"rank correlation", "rank correlation of changes"}
             known |= {"spread over seeds", "spread over the last five", "largest rise", "distance doubled"}
             known |= {f"{name} halved" for name in figures}
             known |= {f"{name} after {m} min" for name in ("distance", "recall") for m in (4, 15, 30)}
-            known |= {"straight_z", "straight_w"}
+            known |= {"bent", "chance_class"}
             assert {*claim.columns} <= known
     for settings in points.values():
         longest = max((setting.points for setting in settings), key=len)
