@@ -19,7 +19,7 @@ layer adds one random picture to all its maps, with a learned strength for each 
 
 Why map z at all? z has the same distribution whatever the data are, in a space Z; the space of w is W. If
 nobody old in the data wears a cap, a generator fed with z has to warp the combinations to leave out that one.
-With f in between, w can have that gap itself. (In short runs, W was as good without f having learned at all.)
+With f in between, w can have that gap itself. (In one short run, W was nearly as good with f frozen.)
 
 L_D and L_G are those of vanilla_gan.py. R1 keeps D, here before its sigmoid, from being steep at real images,
 where wgan_gp.py wants a slope of 1 between real and fake: gamma / 2 E|grad_x D(x)|^2, in each tenth step, ten
