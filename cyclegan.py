@@ -640,8 +640,8 @@ def scaled(images, args):
 
 
 def translate(generator, images, args):
-    """uint8 images (N, C, S, S) of what the generator makes of uint8 images, 256 at a time."""
-    return torch.cat([sample(generator, scaled(part, args)) for part in images.split(256)])
+    """uint8 images (N, C, S, S) of what the generator makes of uint8 images, 32 at a time."""
+    return torch.cat([sample(generator, scaled(part, args)) for part in images.split(32)])
 
 
 def add_row(distances, row, steps_per_epoch):
@@ -655,9 +655,9 @@ def translate_tests(args, generator, images, names):
     if args.generate > len(names):
         fail(f"--generate: {args.generate} is more than the {len(names)} test images; give at most as many")
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
-    for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        # 256 at a time whatever --generate says: the last bits depend on how many there are.
-        made = translate(generator, images[start : start + 256], args)
+    for start in tqdm(range(0, args.generate, 32), unit=" images", unit_scale=32):
+        # 32 at a time whatever --generate says: the last bits depend on how many there are.
+        made = translate(generator, images[start : start + 32], args)
         for name, image in zip(names[start : args.generate], made):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             to_pil_image(image).save(folder / f"{name}.png")
