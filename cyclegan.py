@@ -17,9 +17,9 @@ generators at once, G_AB and G_BA, and asks that a picture survive the journey t
 
 But even these losses do not say that a 7 must stay a 7. If G_AB turned all 7s into 3s and all 3s into 7s,
 G_BA could turn them back. We rely on the networks: it seems easiest for convolutions to keep every stroke
-where it is. And a small cycle loss may be a cheat: one generator can hide what the other will need in noise
-too faint to see (with mosaics G_BA does: RESULTS.md, hidden). To see what the cycle is good for, take it
-away: with --cycle-weight 0 nearly all outlines became the same picture.
+where it is. And a small cycle loss may be a cheat: in faint noise one generator can hide what the other will
+need (with mosaics G_BA does: RESULTS.md, hidden). What is the cycle good for? With --cycle-weight 0 --epochs
+1 nearly all outlines became one picture.
 
 New against pix2pix.py: no pairs; squares pull D's answers to 1 for real and 0 for fake (least squares; the
 paper found it more stable); instance normalisation, which gives each map of each picture a mean of 0 and a
@@ -31,8 +31,8 @@ The truth is known here because A is drawn from B; but for training, A and B are
 If both G were perfect, d_a, d_b, g_ab and g_ba would be 0.25; if D wins, d_a and d_b go to 0, g_ab and g_ba
 to 1. a2b_error and b2a_error are differences from the truth, a2b2a_error and b2a2b_error those after the way
 back, of 1,000 test pictures, from 0 to 1. Black and white, or colours, may come out swapped, since the other
-G can swap them back: the paper's remedy, not tried here, is --identity-weight 5: G_AB is to leave pictures of
-B as they are (if they have as many channels as A's).
+G can swap them back. The paper's remedy, not tried here: --identity-weight 5 asks G_AB to leave pictures of B
+as they are (if A's have as many channels).
 
 Papers: Zhu et al. 2017, arXiv 1703.10593; Mao et al. 2016, 1611.04076 (least squares); Shrivastava et al.
 2016, 1612.07828 (pool); Chu et al. 2017, 1712.02950 (hiding). Departures: small pictures, no random cropping

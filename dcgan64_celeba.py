@@ -21,16 +21,18 @@ GB. Later runs map it into memory.
 
 Started by torchrun, several processes share each batch: each takes its part of the images and of z, and
 DistributedDataParallel averages the gradients. So K processes train as one would, but for two things: batch
-normalisation sees only its own process's part, and each process draws its own instance noise.
+normalisation sees only its own process's part, and each process adds noise of its own (see below).
 
-What to watch: whether D runs away, with d_real near 1 and d_fake near 0 from the start. On the cartoons it
-did, and the samples stayed much alike. A likely reason: convolutions rarely make a perfectly flat colour, the
-faint texture that they leave gives every fake away, and a D that looks at texture teaches G little else.
+What to watch: whether D runs away, with d_real near 1 and d_fake near 0 from the start. On the cartoons,
+without noise, it did, and the samples stayed much alike. A likely reason: convolutions rarely make a
+perfectly flat colour, the faint texture that they leave gives every fake away, and a D that looks at texture
+teaches G little else.
 
 What helped is instance noise: Gaussian noise on every image that D sees, real or fake. It hides the texture,
 so D has to judge shapes and colours. The noise falls in a straight line from a standard deviation of 0.5
 (pixels are in [-1, 1]) to 0, so the details come last, and most epochs show grainy faces. Only the cartoons
-get it by default; --instance-noise 0 leaves it out. Both ways: RESULTS.md, Faces. On MNIST it hardly helped.
+get it by default; --instance-noise 0 leaves it out. Both ways: RESULTS.md, Faces. dcgan_mnist.py gained
+little by it.
 
 Papers: Radford et al. 2015, arXiv 1511.06434; Sonderby et al. 2016, 1610.04490 (instance noise). Departures,
 all but the noise as in PyTorch's example: kernels of 4 (the paper: 5), half the channels, z normal and not

@@ -25,8 +25,9 @@ subsets of up to 1,000 images)
 Precision and recall separate two faults: samples that look wrong, and samples that lack variety. Each image
 gets a ball that reaches to its third nearest neighbour in its own set. Precision is the share of samples in
 some real image's ball, recall the share of real images in some sample's ball. The Inception Score needs one
-set: exp E[KL(p(c|x) || p(c))], from 1 to the number of classes. It is high if the classifier is sure of each
-image's class c, and all classes occur (here the mean over ten parts of the set).
+set: exp E[KL(p(c|i) || p(c))], KL the Kullback-Leibler divergence, from 1 to the number of classes. It is
+high if the classifier is sure of each image i's class c, and all classes occur (here the mean over ten parts
+of the set).
 
 How they mislead. (1) The fewer the images, the larger the FID, because m and S are estimates. On a small
 classifier's features (see 4), MNIST's training and test sets are 60.6 apart with 500 images of each, 4.8
@@ -44,8 +45,8 @@ by up to a pixel; the features are the classifier's:
     recall               0.000   0.000   0.019   0.382   0.907
 
 Two hundred images are closer than vanilla_gan.py's samples after 50 epochs, which are at 60 to 70. The recall
-gives them away: most of them are there four times or more, so that their balls have no size. (7) Copies of
-all training images would do well in all of this: --neighbours shows them.
+gives them away: most copies are there four times or more, so that their balls have no size. (7) Copies of all
+training images would do well in all of this: --neighbours shows them.
 
 Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, 1801.01401 (KID);
 Kynkaanniemi et al. 2019, 1904.06991 (precision, recall); Salimans et al. 2016, 1606.03498 (Inception Score).

@@ -14,13 +14,13 @@ direction to move each of its points so that D takes it for real.
 
 In the plane we can compute what cannot be seen with images. Where real points have density p and fakes q, the
 best answer maximises p log D + q log(1 - D). That is D = p / (p + q): 1 where all points are real, 0 where
-all are fake, and 1/2 everywhere once q = p. Then L_D = 2 log 2 - 2 JS, where JS is the Jensen-Shannon
-divergence, E[log 2p/(p + q)] / 2 over real points + E[log 2q/(p + q)] / 2 over fakes: 0 if q = p, log 2 =
-0.69 if they are never in the same place. In history.csv, js_d = log 2 - L_D / 2 is what D's loss says of JS:
-too little, unless D is the best. At the end of the default run it says 0.03, where JS is 0.31.
+all are fake, and 1/2 everywhere once q = p. With it L_D is 2 log 2 - 2 JS. JS, the Jensen-Shannon divergence,
+is E[log(2p / (p + q))] / 2 over real points + E[log(2q / (p + q))] / 2 over fakes: 0 if q = p, log 2 = 0.69
+if they never overlap. In history.csv, js_d = log 2 - L_D / 2 is what D's loss says of JS: too little, unless
+D is the best. At the end of the default run it says 0.03, where JS is 0.31.
 
-What to watch: progress.gif, with the learned D on the left and the best D on the right: blue says real, red
-says fake, white cannot tell (grey: no points). Real points are black, fakes yellow; arrows show where D's
+What to watch: progress.gif, on the left the learned D, on the right the best D (grey where no points are):
+blue says real, red says fake, white cannot tell. Real points are black, fakes yellow; arrows show where D's
 gradient sends some. At first the fakes are everywhere; after four epochs they lie on a ring, and then they
 gather at the heaps, or modes. Some stay on the way between two: z comes from one connected region, so the
 fakes are connected, too. Mode collapse is when fakes reach few heaps; `modes` in history.csv counts those
@@ -28,11 +28,11 @@ that have a hundredth of them. The second command ends with nine fakes in ten at
 picture D says "real" of most of the rest of the plane, and is flat there: nothing calls the fakes back.
 
 Then change the rules with --loss. minimax: G lowers E[log(1 - D(G(z)))], whose gradient vanishes where D is
-sure of a fake; at the second command's rates it did, and came back. least-squares: squares pull D's answers
-to 1 and 0, not logarithms. wasserstein-gp: D gives scores, as far apart as a slope near 1 allows
-(wgan_gp.py). relativistic: only the difference of D at a real point and at a fake counts, and a penalty keeps
-D's slope small at both. Last, the lines of landscape.png: until they touch, JS is log 2 and cannot say where
-to go. The Wasserstein distance, how far points have to move, can.
+sure of a fake; at the second command's rates it did, came back, and G found all heaps. least-squares:
+squares, not logarithms, pull D's answers to 1 and 0. wasserstein-gp: D gives scores, as far apart as a slope
+near 1 allows (wgan_gp.py). relativistic: only the difference of D at a real point and at a fake counts, and a
+penalty keeps D's slope small at both. Last, the third command: until its lines touch, JS is log 2 and cannot
+say where to go. The Wasserstein distance, how far points have to move, can.
 
 Papers: Goodfellow et al. 2014, arXiv 1406.2661; Arjovsky et al. 2017, 1701.07875 (example 1: two lines);
 Gulrajani et al. 2017, 1704.00028 (penalty); Mao et al. 2016, 1611.04076 (least squares); Jolicoeur-Martineau
@@ -149,7 +149,7 @@ class Discriminator(nn.Module):
 
 
 def discriminator_loss(real, fake, loss):
-    """What D minimises, of its answers (N, 1) to as many real points as fakes, less the penalty.
+    """What D minimises, of its answers (N, 1) to as many real points as fakes, without the penalty.
 
     non-saturating, minimax: -E[log s(x)] - E[log(1 - s(G(z)))], where s is the sigmoid of D's answer;
     least-squares: E[(D(x) - 1)^2] / 2 + E[D(G(z))^2] / 2;   wasserstein-gp: E[D(G(z))] - E[D(x)];
@@ -165,7 +165,7 @@ def discriminator_loss(real, fake, loss):
 
 
 def generator_loss(real, fake, loss):
-    """What G minimises, of the same answers.
+    """What G minimises, of D's new answers, after its step.
 
     non-saturating: -E[log s(G(z))];   minimax: E[log(1 - s(G(z)))];   least-squares: E[(D(G(z)) - 1)^2] / 2;
     wasserstein-gp: -E[D(G(z))];   relativistic: E[softplus(D(x) - D(G(z)))], in pairs.
@@ -203,7 +203,7 @@ def penalty(discriminator, real, fake, loss):
 # %% Training step
 
 # What a step reports, grouped by the panels of losses.png.
-PANELS = {"loss": ("d_loss", "g_loss"), "D before its sigmoid": ("d_real", "d_fake"), "push": ("gradient",)}
+PANELS = {"loss": ("d_loss", "g_loss"), "D's answers": ("d_real", "d_fake"), "push": ("gradient",)}
 METRICS = [name for names in PANELS.values() for name in names]
 
 
@@ -326,9 +326,9 @@ def draw_plane(generator, discriminator, heaps, real, z, args, epoch):
     """A picture (H, W, 3): on the left what D has learned, on the right p / (p + q) for these fakes.
 
     For that, real points and fakes get noise as wide as a heap, so that p and q are smooth. The colour is D's
-    answer: blue near 1, white at 1/2, red near 0; grey where there are no points. Scores, which are no
-    probabilities, are blue above their median. Real points are black, fakes yellow; 60 of these have arrows
-    along D's gradient, the longer the steeper.
+    answer: blue near 1, white at 1/2, red near 0; on the right grey where there are no points. Scores, which
+    are no probabilities, are blue above their median. Real points are black, fakes yellow; 60 of these have
+    arrows along D's gradient, the longer the steeper.
     """
     reseed(args.seed, "picture")
     with torch.no_grad():
@@ -442,14 +442,14 @@ def build(args):
 
 
 def add_row(distances, row, steps_per_epoch):
-    """The measurements and another row, less those of cut-off epochs and an earlier one of its step."""
+    """The measurements and a new row, without rows of cut-off epochs or an older one of its step."""
     whole = (distances[:, 0] < row[0, 0]) & (distances[:, 0] % steps_per_epoch == 0)
     return torch.cat([distances[whole], row])
 
 
 @torch.no_grad()
 def track(generator, discriminator, heaps, args, step):
-    """Measure 50,000 fakes; a row of the step and DISTANCES, nan for what this game or these points lack."""
+    """Measure 5,000 fakes, for js 50,000; a row of the step and DISTANCES, nan for what there is not here."""
     found = dict.fromkeys(DISTANCES, math.nan)
     reseed(args.seed, "distance")
     fakes, real = generator(torch.randn(50_000, args.latent_dim).to(args.device)).cpu(), heaps.draw(50_000)

@@ -162,7 +162,7 @@ def init_weights(module):
 
 
 def critic_loss(real_scores, fake_scores):
-    """E[C(G(z))] - E[C(x)]: down this slope the critic spreads the scores of real and fake apart."""
+    """E[C(G(z))] - E[C(x)]: to lower it, the critic spreads the scores of real and fake apart."""
     return fake_scores.mean() - real_scores.mean()
 
 
@@ -188,7 +188,7 @@ def gradient_penalty(critic, real, fake):
 # %% Training step
 
 # What a step reports, grouped by the panels of losses.png.
-PANELS = {"distance": ("wasserstein",), "gradient norm": ("gradient_norm",), "loss": ("c_loss", "g_loss")}
+PANELS = {"estimate": ("wasserstein",), "gradient norm": ("gradient_norm",), "loss": ("c_loss", "g_loss")}
 METRICS = [name for names in PANELS.values() for name in names]
 
 
