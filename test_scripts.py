@@ -5331,7 +5331,7 @@ def test_claims_can_be_run(capsys):
     points = {}
     claims.main(["--list"])
     out = capsys.readouterr().out
-    assert "python dcgan_mnist.py --shallow --precision bf16 (pytorch_init), 2,340 steps\n" in out
+    assert "python dcgan_mnist.py --precision bf16 (pytorch_init), 2,340 steps\n" in out
     for name, claim in claims.CLAIMS.items():
         assert f"{name}: {claim.text}\n" in out
         assert len({setting.label for setting in claim.settings}) == len(claim.settings)
