@@ -311,11 +311,11 @@ CLAIMS = {
     "label-smoothing": Claim(
         "DCGAN is better with D's target for real images at 0.9",
         (
-            other(DCGAN, "1.0", "--real-label 1.0", 2340),
-            DCGAN.until(2340, "0.9"),
-            other(DCGAN, "0.8", "--real-label 0.8", 2340),
+            other(SEEING, "1.0", "--real-label 1.0", 2340),
+            SEEING.until(2340, "0.9"),
+            other(SEEING, "0.8", "--real-label 0.8", 2340),
         ),
-        ("classes", "confidence", "d_real", "d_fake"),
+        ("precision", "recall", "classes", "confidence", "d_real", "d_fake"),
     ),
     "instance-noise": Claim(
         "DCGAN is better with noise on what D sees",
