@@ -32,7 +32,7 @@ If both G were perfect, d_a, d_b, g_ab and g_ba would be 0.25; if D wins, d_a an
 to 1. a2b_error and b2a_error are differences from the truth, a2b2a_error and b2a2b_error those after the way
 back, of 1,000 test pictures, from 0 to 1. Black and white, or colours, may come out swapped, since the other
 G can swap them back. The paper's remedy, not tried here: --identity-weight 5 asks G_AB to leave pictures of B
-as they are (if A's have as many channels).
+as they are (if those of A have as many channels).
 
 Papers: Zhu et al. 2017, arXiv 1703.10593; Mao et al. 2016, 1611.04076 (least squares); Shrivastava et al.
 2016, 1612.07828 (pool); Chu et al. 2017, 1712.02950 (hiding). Departures: small pictures, no random cropping

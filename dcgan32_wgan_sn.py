@@ -17,14 +17,13 @@ With a bound, the loss of wgan_gp.py needs no penalty. C maximises and G minimis
     E[C(x)] - E[C(G(z))]
 
 Over K-Lipschitz C (slope at most K), the maximum is K times the Wasserstein distance. With no bound C gains
-by just scaling its scores up (--critic-norm none with --no-spectral-norm: a distance of 643 from real images
-after 4,000 steps, with the bound 490, but the seeds overlap).
+by just scaling its scores up. What that costs three seeds could not tell (RESULTS.md, spectral-norm).
 
 One kind of layer spoils this: batch normalisation in C. It divides by a standard deviation, which undoes the
 bound, and it normalises real and fake batches apart, so that their scores come from two different functions,
 and the difference is not a distance. We keep it because the samples are far better: after 20,000 steps, in
 one seed, their distance from real images (fid.py) was 34 with it, and 102 without (--critic-norm none).
-Beside it no bound was better: 130, not 147, after 4,000 steps.
+Beside it the bound did not help: 147 with it after 4,000 steps, 130 without (--no-spectral-norm).
 
 What is new against dcgan_mnist.py: this loss; a deeper C, of 64 channels and kernels of 5; fresh noise
 for G's step; z from the cube U(-1, 1)^100, where straight walks stay inside; one more upsampling; batches

@@ -26,10 +26,11 @@ first layers on the way up. Dropout is off in tests, but for variants.png: see h
 What to watch: the pictures in samples/, rows of questions, answers and truths. `g_loss` is the first part of
 L_G. If D could not tell answers from truths, L_D and `g_loss` would both be log 2 = 0.69; if D wins, `g_loss`
 grows. After each epoch, 1,000 test images are translated. `error` is their mean difference from the truth (0
-to 1). Where a is made from b (--task), `evidence` is how far what would be made from the answer is from a (0
-is best). `sharpness` compares neighbouring pixels: 1 is as sharp as the truth; less means blurred, faint or
-missing strokes, more means noise. L1 alone (--gan-weight 0) aims at a small `error` and nothing else: with
---epochs 1 its `error` was 2% less than with both, but its `sharpness` 0.92, not 0.96 (RESULTS.md, l1).
+to 1). Where a is made from b (--task), `evidence` is how far a is from what is made from the answer in the
+same way (0 is best). `sharpness` compares neighbouring pixels: 1 is as sharp as the truth; less means
+blurred, faint or missing strokes, more means noise. L1 alone (--gan-weight 0) aims at a small `error` and
+nothing else: with --epochs 1 its `error` was 2% less than with both, but its `sharpness` 0.92, not 0.96
+(RESULTS.md, l1).
 
 Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: small
 pictures (of 32 pixels, only two layers have dropout, not three); half G's width, batches of 32 (the paper: 1

@@ -493,8 +493,8 @@ def arc(z1, z2, t):
 def path_lengths(generator, features, space, pairs, epsilon):
     """How fast features of the images change along paths: |change|^2 / epsilon^2 (pairs,), equations 2 and 3.
 
-    A path is an arc between two z if `space` is "z", a straight line between two w if it is "w"; t is random.
-    `features` takes images in [-1, 1] to rows (N, F). Epsilon is a share of the path: in the
+    A path is an arc between two z if `space` is "z", a straight line between two w if it is "w"; the place on
+    it is random. `features` takes images in [-1, 1] to rows (N, F). Epsilon is a share of the path: in the
     paper 1e-4, too small for fp32. The generator has to be in eval mode, so that the noise is fixed.
     """
     like = generator.w_avg  # claims.py measures in float64
