@@ -13,10 +13,9 @@ of 2e-4 (here 2e-3). The losses are those of vanilla_gan.py, but for real images
     L_D = -E[r log D(x) + (1 - r) log(1 - D(x))] - E[log(1 - D(G(z)))]        with r = 0.9
     L_G = -E[log D(G(z))]
 
-This one-sided label smoothing is meant to keep D from being too sure; three seeds hint at a gain with r = 0.8
-(with --shallow at a loss). With p and q for the densities of real and generated images, the best D is now r p
-/ (p + q). If G were perfect, D would answer 0.45 everywhere: L_D = 1.38, L_G = 0.80. If D sees through every
-fake, L_D is 0.33.
+This one-sided label smoothing is meant to keep D from being too sure. Whether it helps is open (RESULTS.md,
+label-smoothing). With p and q for the densities of real and generated images, the best D is now r p / (p +
+q). If G were perfect, D would say 0.45: L_D = 1.38, L_G = 0.80. If D sees through every fake, L_D is 0.33.
 
 What D can see. In the form that tutorials copy, D has two convolutions. Their output has 7x7 places; each
 depends on 10x10 pixels, its receptive field, and the last layer adds up what the places say. So this D judges
@@ -30,10 +29,10 @@ Both networks are narrow, 16 channels in D's first layer, not 64, to be fast.
 
 What to watch: the samples, because the losses do not tell how good they are. L_G says how G does against a D
 that learns, too: from the first epoch to the last it rose from 1.4 to 3.5, and the digits got better. Nor are
-spikes of L_G a bad sign: rates of 2e-4 gave fewer, and worse digits after five epochs (RESULTS.md, rate).
-After each epoch the script looks for two failures. D wins: on average D(x) is above 0.9 r and D(G(z)) below
-0.02 (--lr-g 1e-5 provokes it). Mode collapse: G draws nearly the same for any z, and `diversity`, how far
-apart samples are (1: as far as real images), falls below 0.5.
+spikes of L_G a bad sign: rates of 2e-4 gave fewer, and worse digits. After each epoch the script looks for
+two failures. D wins: on average D(x) is above 0.9 r and D(G(z)) below 0.02 (--lr-g 1e-5 provokes it). Mode
+collapse: G draws nearly the same for any z, and `diversity`, how far apart samples are (1: as far as real
+images), falls below 0.5.
 
 Paper: Radford et al. 2015, arXiv 1511.06434. Departures: rates of 2e-3; fewer and narrower layers; kernels of
 4, not 5; z normal, not uniform; D's target is smoothed (Salimans et al. 2016, arXiv 1606.03498); G's step

@@ -4,8 +4,8 @@
     python cgan.py --generate 100 --label 7 --checkpoint pretrained/cgan.pt
 
 A checkpoint also has the second network, the optimisers' averages of each weight's gradient, and the figures
-of every step, so that a run can go on. Without them, and with 16 bits for each weight instead of 32, it is an
-eighth of the size, or less. Biases, and the averages that batch normalisation keeps, are few and stay as they
+of every step, so that a run can go on. Without them, and with 16 bits for each weight instead of 32, it is a
+sixth of the size, or less. Biases, and the averages that batch normalisation keeps, are few and stay as they
 are.
 
 A file like that is read with torch.load(..., weights_only=True), which builds tensors and runs no code.
