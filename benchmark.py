@@ -25,8 +25,10 @@ Of each training script, with its own batch size, on random images of its own si
 
 --learn trains each script with its defaults, in fp32 and on MNIST, and the same networks in the loop of
 tutorials, for as long (a script may come to its end before that); and measures 10,000 samples of both as
-`fid.py --features classifier` does, or as many translations. There the loop of tutorials has the script's
-target for real images, and R1 in each step.
+`fid.py --features classifier` does, or as many translations. The script's time has its checkpoints and
+pictures in it. The loop of tutorials has the script's target for real images and its pool, R1 in each step
+and no style mixing, seed 0, and draws new fakes for G's step, but for those that translate. With --flags the
+script alone is trained.
 
 Of fid.py: the images/s of its Inception network, and the seconds of the Frechet distance of 2048 features.
 
@@ -56,7 +58,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageFilter
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import flop_registry
 from torchvision import datasets, transforms
 from torchvision.transforms.functional import to_pil_image
@@ -91,7 +93,7 @@ print(torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else on_c
 class Player:
     """A script's networks and settings, ready to train."""
 
-    def __init__(self, name, device, **adam):
+    def __init__(self, name, device, channels=None, **adam):
         self.name, self.script, self.shape = name, importlib.import_module(name), SHAPES[name]
         self.args = self.script.parse_args(["--device", str(device)])
         getattr(self.script, "fill_in", lambda args: None)(self.args)
@@ -101,7 +103,8 @@ class Player:
             self.generator = nn.ModuleDict({way: self.script.Generator() for way in ("ab", "ba")})
             self.second = nn.ModuleDict({side: second(1, norm="instance") for side in "ab"})
         else:
-            self.generator, self.second = self.script.Generator(), second()
+            form = {"channels": channels} if channels else {}
+            self.generator, self.second = self.script.Generator(**form), second(**form)
         for network in (self.generator.to(device), self.second.to(device)):
             network.apply(getattr(self.script, "init_weights", lambda layer: None))
         adam["betas"] = {"wgan_gp": (0.0, 0.9), "stylegan": (0.0, 0.99)}.get(name, (0.5, 0.999))
@@ -166,20 +169,22 @@ def tutorial(name, device, folder=None):
 
     The JPEGs in `folder` are what dcgan64_celeba.py is given; without them, MNIST and, in stylegan.py, R1.
     """
-    player = Player(name, device)
+    player = Player(name, device, 1 if name == "dcgan64_celeba" and not folder else None)
     script, args, generator, second = player.script, player.args, player.generator, player.second
     if name in ("pix2pix", "cyclegan"):
         return player, translation(player, device)
     scale = [transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]
     if name == "dcgan64_celeba":
         resized = transforms.Compose([transforms.Resize(64), transforms.CenterCrop(64), *scale])
-        rgb = transforms.Compose([transforms.Grayscale(3), resized])
-        dataset = datasets.ImageFolder(folder, resized) if folder else datasets.MNIST("data", transform=rgb)
+        if folder:
+            dataset = datasets.ImageFolder(folder, resized)
+        else:
+            dataset = datasets.MNIST("data", transform=resized)
     else:
         pad = [transforms.Pad((player.shape[1] - 28) // 2)] if player.shape[1] > 28 else []
         dataset = datasets.MNIST("data", transform=transforms.Compose([*pad, *scale]))
     loader = DataLoader(dataset, args.batch_size, shuffle=True, drop_last=True)
-    bce, batches = nn.BCELoss(), iter(())
+    bce, batches, noise = nn.BCELoss(), iter(()), getattr(script, "uniform", torch.randn)
 
     def draw():
         nonlocal batches
@@ -199,7 +204,7 @@ def tutorial(name, device, folder=None):
         for _ in range(player.n_critic):
             real, labels = (tensor.to(device) for tensor in draw())
             classes = [labels] if name == "cgan" else []
-            fake = generator(torch.randn(len(real), args.latent_dim, device=device), *classes)
+            fake = generator(noise(len(real), args.latent_dim, device=device), *classes)
             real_score, fake_score = second(real, *classes), second(fake.detach(), *classes)
             if hasattr(script, "Critic"):
                 loss = fake_score.mean() - real_score.mean()
@@ -213,7 +218,7 @@ def tutorial(name, device, folder=None):
                 if name == "stylegan" and folder is None:
                     loss = loss + args.r1_weight / 2 * script.r1_penalty(second, real)
             d_loss = update(player.optimizer_second, loss)
-        fake = generator(torch.randn(len(real), args.latent_dim, device=device), *classes)
+        fake = generator(noise(len(real), args.latent_dim, device=device), *classes)
         score = second(fake, *classes)
         g_loss = -score.mean() if hasattr(script, "Critic") else bce(score.sigmoid(), torch.ones_like(score))
         update(player.optimizer_g, g_loss)
@@ -229,16 +234,26 @@ def translation(player, device):
     args, generator, second, l1 = player.args, player.generator, player.second, nn.L1Loss()
     scale = transforms.Compose([transforms.ToTensor(), transforms.Normalize(0.5, 0.5)])
 
-    def pair(digit):
+    random.seed(0)
+
+    def answer(digit):
+        return scale(transforms.functional.pad(digit, 2))
+
+    def question(digit):
         b = transforms.functional.pad(digit, 2)
         if player.name == "pix2pix":
-            a = b.resize((8, 8), Image.Resampling.BOX).resize((32, 32), Image.Resampling.NEAREST)
-        else:
-            a = ImageChops.subtract(b.filter(ImageFilter.MaxFilter(3)), b)
-        return scale(a), scale(b)
+            return scale(b.resize((8, 8), Image.Resampling.BOX).resize((32, 32), Image.Resampling.NEAREST))
+        return scale(ImageChops.subtract(b.filter(ImageFilter.MaxFilter(3)), b))
 
-    loader = DataLoader(datasets.MNIST("data", transform=pair), args.batch_size, shuffle=True, drop_last=True)
-    batches = itertools.chain.from_iterable(loader for _ in itertools.count())
+    def batches(transform, first=0, every=1):
+        digits = datasets.MNIST("data", transform=transform)
+        some = Subset(digits, range(first, len(digits), every))
+        loader = DataLoader(some, args.batch_size, shuffle=True, drop_last=True)
+        for _ in itertools.count():
+            yield from (images for images, _ in loader)
+
+    pairs = batches(lambda digit: (question(digit), answer(digit)))
+    a_alone, b_alone = batches(question, 0, 2), batches(answer, 1, 2)  # of different digits, as in the script
 
     def update(optimizer, loss):
         optimizer.zero_grad()
@@ -248,7 +263,7 @@ def translation(player, device):
 
     def paired():
         bce = nn.BCELoss()
-        a, b = (images.to(device) for images in next(batches)[0])
+        a, b = (images.to(device) for images in next(pairs))
         fake = generator(a)
         on_real, on_fake = second(a, b).sigmoid(), second(a, fake.detach()).sigmoid()
         d_loss = (bce(on_real, torch.ones_like(on_real)) + bce(on_fake, torch.zeros_like(on_fake))) / 2
@@ -272,7 +287,7 @@ def translation(player, device):
     def earlier(pool, images):
         given = []
         for image in images.detach():
-            if len(pool) < args.pool:
+            if len(pool) < args.pool * args.batch_size:
                 pool.append(image)
             elif random.random() < 0.5:
                 number = random.randrange(len(pool))
@@ -281,7 +296,7 @@ def translation(player, device):
         return torch.stack(given)
 
     def unpaired():
-        a, b = (images.to(device) for images in next(batches)[0])
+        a, b = next(a_alone).to(device), next(b_alone).to(device)
         fake_b, fake_a = generator["ab"](a), generator["ba"](b)
         back_a, back_b = generator["ba"](fake_b), generator["ab"](fake_a)
         scores = second["b"](fake_b), second["a"](fake_a)
@@ -456,9 +471,7 @@ def learned(job):
         steps += 1
         return original(*args)
 
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
-            stack.enter_context(redirect(io.StringIO()))
+    with tempfile.TemporaryDirectory() as folder, claims.silently():
         run = Path(folder, "run")
         flags = ["--dataset", "mnist", "--device", device, "--out-dir", str(run)]
         with contextlib.suppress(TimeIsUpError), mock.patch.object(script, "train_step", train_step):
@@ -486,9 +499,11 @@ def learn(names, flags, device, minutes, samples):
     """Rows of a table: what scripts, and their default networks in the tutorials' loop, learn in a time."""
     fid.load_classifier("mnist", "data", device)  # before many ask for it at once
     rest = flags, 60 * minutes, samples, str(device)
-    jobs = [(name, who, *rest) for name in names for who in ("script", "tutorial")]
+    jobs = [
+        (name, who, *rest) for name in names for who in (("script",) if flags else ("script", "tutorial"))
+    ]
     with claims.start_workers(fid.count_cores() if device.type == "cpu" else 1) as pool:
-        rows = pool.imap(learned, jobs) if pool else map(learned, jobs)
+        rows = claims.while_alive(pool.imap(learned, jobs), len(jobs)) if pool else map(learned, jobs)
         return [*tqdm(rows, total=len(jobs), unit=" runs")]
 
 

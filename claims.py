@@ -95,6 +95,25 @@ def batch_norm_in_critic(script):
     return mock.patch.object(script, "Critic", Critic)
 
 
+def see_no_more(network):
+    """Make the third convolution of a discriminator or critic one of 1x1 pixels, and return the network."""
+    third = network.layers[5]
+    network.layers[5] = nn.Conv2d(third.in_channels, third.out_channels, 1, bias=False)
+    network.layers[-1] = nn.Linear(third.out_channels * 7 * 7, 1)
+    return network
+
+
+def third_of_1x1(script):
+    """A discriminator of dcgan_mnist.py that is as deep, and sees as little as with two convolutions."""
+
+    class Discriminator(script.Discriminator):
+        def __init__(self, *form):
+            super().__init__(*form)
+            see_no_more(self)
+
+    return mock.patch.object(script, "Discriminator", Discriminator)
+
+
 def generator_of_cyclegan(script):
     """cyclegan.py's generator in pix2pix.py."""
     cyclegan = importlib.import_module("cyclegan")
@@ -181,14 +200,12 @@ def epochs(steps, *numbers):
     return tuple(steps * number for number in numbers)
 
 
-BF16, SHALLOW = "--precision bf16", "--shallow"
+BF16 = "--precision bf16"
 VANILLA = Setting("50 epochs", "vanilla_gan", epochs(468, 1, 2, 3, 4, 5, 10, 20, 30, 40, 50), BF16)
-DCGAN = Setting("25 epochs", "dcgan_mnist", epochs(468, *range(1, 11), 15, 20, 25), f"{SHALLOW} {BF16}")
+DCGAN = Setting("25 epochs", "dcgan_mnist", epochs(468, *range(1, 11), 15, 20, 25), BF16)
 WGAN_GP = Setting("25 epochs", "wgan_gp", epochs(187, *range(1, 11), 15, 20, 25), BF16)
-BLIND_C = replace(WGAN_GP, flags=f"{SHALLOW} {BF16}")
-SEEING = Setting("25 epochs", "dcgan_mnist", DCGAN.points, BF16)
-CGAN = Setting("25 epochs", "cgan", epochs(937, *range(1, 11), 15, 20, 25), f"{SHALLOW} {BF16}")
-TOLD = replace(CGAN, flags=BF16)
+CGAN = Setting("25 epochs", "cgan", epochs(937, *range(1, 11), 15, 20, 25), BF16)
+GARMENTS = replace(CGAN, flags=f"--dataset fashion_mnist {BF16}")
 STEPS = 200, 500, *range(1000, 4001, 1000), *range(6000, 20001, 2000)
 SN = Setting("20,000 steps", "dcgan32_wgan_sn", STEPS, BF16)
 FASHION = f"--dataset fashion_mnist --epochs 9 {BF16}"
@@ -199,8 +216,7 @@ DCGAN64 = Setting("9 epochs", "dcgan64_celeba", epochs(468, *range(1, 10)), FASH
 def other(setting, label, flags, step=None, change=None):
     """A setting that differs from another in its flags or by a change."""
     shorter = setting.until(step or setting.points[-1], label)
-    first = [SHALLOW] if SHALLOW in setting.flags else []
-    return replace(shorter, flags=" ".join([*first, *flags.split(), BF16]), change=change)
+    return replace(shorter, flags=f"{flags} {BF16}".strip(), change=change)
 
 
 def rates(lr_g, lr_d, flags=""):
@@ -230,9 +246,9 @@ SN_MNIST = replace(
     points=tuple(range(700, 7001, 700)),
 )
 ONE_STEP = replace(
-    other(BLIND_C, "one step of the critic", "--n-critic 1"), points=epochs(604, 1, 2, 3, 4, 5)
+    other(WGAN_GP, "one step of the critic", "--n-critic 1"), points=epochs(649, 1, 2, 3, 4, 5)
 )
-NORMED = other(BLIND_C, "batch normalisation in the critic", "", 935, batch_norm_in_critic)
+NORMED = other(WGAN_GP, "batch normalisation in the critic", "", 935, batch_norm_in_critic)
 AHEAD = "--lr-d 2e-3 --lr-g 2e-5"
 PUBLISHED = "--lr-g 2e-4 --lr-d 2e-4"
 FIFTY = "--lr-d 1e-2 --lr-g 2e-4"
@@ -267,7 +283,7 @@ CLAIMS = {
     "vanilla_gan": Claim("vanilla_gan.py, the run of full length", (VANILLA,)),
     "dcgan_mnist": Claim(
         "dcgan_mnist.py, the run of full length",
-        (SEEING,),
+        (DCGAN,),
         ("precision", "recall", "classes", "entropy", "confidence"),
         seeds=SEEDS[:1],
     ),
@@ -279,7 +295,13 @@ CLAIMS = {
     ),
     "cgan": Claim(
         "cgan.py, the run of full length",
-        (TOLD,),
+        (CGAN,),
+        ("precision", "recall", "classes", "confidence", "class_accuracy"),
+        seeds=SEEDS[:1],
+    ),
+    "garments": Claim(
+        "cgan.py draws the garment that is asked for",
+        (GARMENTS,),
         ("precision", "recall", "classes", "confidence", "class_accuracy"),
         seeds=SEEDS[:1],
     ),
@@ -303,17 +325,17 @@ CLAIMS = {
     "init": Claim(
         "DCGAN needs weights from N(0, 0.02)",
         (
-            SEEING.until(2340, "N(0, 0.02)"),
-            other(SEEING, "as PyTorch initialises", "", 2340, pytorch_init),
+            DCGAN.until(2340, "N(0, 0.02)"),
+            other(DCGAN, "as PyTorch initialises", "", 2340, pytorch_init),
         ),
         ("precision", "recall", "classes", "confidence", "diversity"),
     ),
     "label-smoothing": Claim(
         "DCGAN is better with D's target for real images at 0.9",
         (
-            other(SEEING, "1.0", "--real-label 1.0", 2340),
-            SEEING.until(2340, "0.9"),
-            other(SEEING, "0.8", "--real-label 0.8", 2340),
+            other(DCGAN, "1.0", "--real-label 1.0", 2340),
+            DCGAN.until(2340, "0.9"),
+            other(DCGAN, "0.8", "--real-label 0.8", 2340),
         ),
         ("precision", "recall", "classes", "confidence", "d_real", "d_fake"),
     ),
@@ -324,22 +346,22 @@ CLAIMS = {
             other(DCGAN, "0.1, falling to 0", "--epochs 5 --instance-noise 0.1", 2340),
             other(DCGAN, "0.3, falling to 0", "--epochs 5 --instance-noise 0.3", 2340),
         ),
-        ("classes", "confidence", "d_real", "d_fake"),
+        ("precision", "recall", "classes", "confidence", "d_real", "d_fake"),
     ),
     "healthy": Claim(
         "A healthy DCGAN has a D loss of 0.5 to 1.5, D(real) of 0.7 to 0.9, and D(fake) rises to 0.3 or more",
-        (SEEING.until(4680, "10 epochs"),),
+        (DCGAN.until(4680, "10 epochs"),),
         ("range of d_loss", "range of d_real", "range of d_fake"),
         curve="d_fake",
     ),
     "ahead": Claim(
         "When DCGAN's discriminator has fifty times G's rate, the published remedies help",
         (
-            other(SEEING, "D ahead", FIFTY, 936),
-            other(SEEING, "target 0.8", f"{FIFTY} --real-label 0.8", 936),
-            other(SEEING, "instance noise 0.1", f"{FIFTY} --instance-noise 0.1", 936),
-            other(SEEING, "higher rate of G", "--lr-d 1e-2 --lr-g 2e-3", 936),
-            other(SEEING, "lower rate of D", PUBLISHED, 936),
+            other(DCGAN, "D ahead", FIFTY, 936),
+            other(DCGAN, "target 0.8", f"{FIFTY} --real-label 0.8", 936),
+            other(DCGAN, "instance noise 0.1", f"{FIFTY} --instance-noise 0.1", 936),
+            other(DCGAN, "higher rate of G", "--lr-d 1e-2 --lr-g 2e-3", 936),
+            other(DCGAN, "lower rate of D", PUBLISHED, 936),
             Setting("wgan_gp.py, critic ahead", "wgan_gp", (468, 936), f"{FIFTY} {BF16}"),
         ),
         ("precision", "recall", "classes", "confidence", "diversity"),
@@ -347,8 +369,9 @@ CLAIMS = {
     "sight": Claim(
         "DCGAN is better with a discriminator that can see a digit",
         (
-            SEEING.until(4680, "three convolutions"),
-            other(SEEING, "two convolutions", f"{SHALLOW} --width 16 --lr-g 2e-3 --lr-d 2e-3", 4680),
+            DCGAN.until(4680, "three convolutions"),
+            other(DCGAN, "two, and one of 1x1", "", 4680, third_of_1x1),
+            other(DCGAN, "two convolutions", "--shallow --width 16 --lr-g 2e-3 --lr-d 2e-3", 4680),
         ),
         ("precision", "recall", "classes", "entropy", "confidence"),
         "seconds",
@@ -377,10 +400,10 @@ CLAIMS = {
     "rate": Claim(
         "DCGAN's learning rate of 2e-4 is right",
         (
-            other(SEEING, "2e-4", PUBLISHED, 2340),
-            other(SEEING, "5e-4", "--lr-g 5e-4 --lr-d 5e-4", 2340),
-            other(SEEING, "1e-3", "--lr-g 1e-3 --lr-d 1e-3", 2340),
-            SEEING.until(2340, "2e-3"),
+            other(DCGAN, "2e-4", PUBLISHED, 2340),
+            other(DCGAN, "5e-4", "--lr-g 5e-4 --lr-d 5e-4", 2340),
+            other(DCGAN, "1e-3", "--lr-g 1e-3 --lr-d 1e-3", 2340),
+            DCGAN.until(2340, "2e-3"),
         ),
         ("precision", "recall", "classes", "confidence", "diversity"),
     ),
@@ -394,35 +417,36 @@ CLAIMS = {
     ),
     "estimate": Claim(
         "The Wasserstein estimate of WGAN-GP tracks the quality of the samples",
-        (BLIND_C.until(1870, "five steps of the critic"), ONE_STEP, NORMED),
+        (WGAN_GP.until(1870, "five steps of the critic"), ONE_STEP, NORMED),
         ("wasserstein", "rank correlation", "rank correlation of changes"),
         "wasserstein",
     ),
     "n-critic": Claim(
         "WGAN-GP needs five steps of the critic for one of the generator, at equal time",
-        (BLIND_C.until(935, "five steps of the critic"), ONE_STEP),
-        ("classes", "confidence", "wasserstein"),
+        (WGAN_GP.until(935, "five steps of the critic"), ONE_STEP),
+        ("precision", "recall", "classes", "confidence", "wasserstein"),
         "seconds",
     ),
     "critic-norm": Claim(
         "Batch normalisation in the critic hurts WGAN-GP",
-        (BLIND_C.until(935, "none"), NORMED),
-        ("classes", "confidence", "wasserstein", "gradient_norm"),
+        (WGAN_GP.until(935, "none"), NORMED),
+        ("precision", "recall", "classes", "confidence", "wasserstein", "gradient_norm"),
     ),
     "control": Claim(
         "Conditioning gives control over the class",
-        (CGAN.until(9370, "convolutions"), other(CGAN, "--mlp", "--mlp", 9370)),
+        (other(CGAN, "convolutions", "--shallow", 9370), other(CGAN, "--mlp", "--shallow --mlp", 9370)),
         ("class_accuracy", "confidence", "diversity"),
         curve="class_accuracy",
     ),
     "labels": Claim(
         "Told the class, the same networks make better samples",
         (
-            CGAN.until(9370, "told the class (cgan.py)"),
+            other(CGAN, "told the class (cgan.py)", "--shallow", 9370),
             replace(
-                other(DCGAN, "not told (dcgan_mnist.py)", "--batch-size 64"), points=CGAN.until(9370).points
+                other(DCGAN, "not told (dcgan_mnist.py)", "--shallow --batch-size 64"),
+                points=CGAN.until(9370).points,
             ),
-            DCGAN.until(4680, "not told, batches of 128"),
+            other(DCGAN, "not told, batches of 128", "--shallow", 4680),
         ),
         axis="images",
     ),
@@ -479,8 +503,8 @@ CLAIMS = {
     "stability": Claim(
         "The Wasserstein loss trains more stably than binary cross-entropy, at equal time",
         (
-            DCGAN.until(4680, "cross-entropy (dcgan_mnist.py)"),
-            BLIND_C.until(1870, "penalty (wgan_gp.py)"),
+            other(DCGAN, "cross-entropy (dcgan_mnist.py)", "--shallow", 4680),
+            other(WGAN_GP, "penalty (wgan_gp.py)", "--shallow", 1870),
             SN_MNIST,
             other(SN_MNIST, "spectral, low rates", f"--dataset mnist {PLAIN} --lr-g 3e-5 --lr-d 6e-5"),
         ),
@@ -671,6 +695,19 @@ CLAIMS = {
 # %% Training and measuring
 
 
+@contextlib.contextmanager
+def silently():
+    """Print nothing; a script that gives up is an error with its last words, unless it was told to stop."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as end:
+        if end.code in STOPPED:
+            raise
+        raise RuntimeError(f"status {end.code}: {said.getvalue().strip()[-400:]}") from end
+
+
 def generated(script, checkpoint, count, device, psi=None):
     """What --generate would write: uint8 images (N, C, H, W), and for cgan.py their classes (N,), or None.
 
@@ -743,13 +780,14 @@ def averaged(script, checkpoint, device):
 def entanglement(script, generator, network, pairs=2000, count=10_000):
     """How straight the spaces Z and W of a StyleGAN generator are, for a classifier `network` of fid.py.
 
-    path_z, path_w: stylegan.py's path_lengths of the same 2,000 pairs in features of length 1, epsilon 1e-4,
-    in float64; the mean without the least and the largest 1% (Karras et al. 2018, section 4.1; their features
-    are VGG's). A generator whose images differ more has longer paths: straight_z and straight_w are the means
-    of all lengths, over the mean squared distance of the paths' ends. 1 would be a straight line at an even
-    pace; a detour makes it larger, and so does a sudden change, as in sharper images. With a linear generator
-    an arc's is 1.23 times a line's without a mapping, about four times with one as it was drawn. So path_w
-    below path_z shows nothing: compare it with that of a mapping as it was drawn, and of none.
+    length_z, length_w: stylegan.py's path_lengths of the same 2,000 pairs in features of length 1,
+    epsilon 1e-4, in float64; the mean without the least and the largest 1% (Karras et al. 2018, section
+    4.1; their features are VGG's). A generator whose images differ more has longer paths: straight_z and
+    straight_w are the means of all lengths, over the mean squared distance of the paths' ends. 1 would be
+    a straight line at an even pace; a detour makes it larger, and so does a sudden change, as in sharper
+    images. With a linear generator an arc's is 1.23 times a line's without a mapping, about four times
+    with one as it was drawn. So length_w below length_z shows nothing: compare it with that of a mapping
+    as it was drawn, and of none.
     skill_z, skill_w: how often a linear regression on z (all of one length), or on w, tells the class that
     the classifier sees, fitted to the first half of 10,000 samples and tested on the second. 1: always, 0: no
     more often than it is the most frequent class. (The paper's separability is another measure.)
@@ -769,7 +807,7 @@ def entanglement(script, generator, network, pairs=2000, count=10_000):
         script.reseed("path")
         lengths = script.path_lengths(exact, features, space, pairs, 1e-4)
         low, high = lengths.quantile(lengths.new_tensor([0.01, 0.99]))
-        found[f"path_{space}"] = lengths[(lengths >= low) & (lengths <= high)].mean().item()
+        found[f"length_{space}"] = lengths[(lengths >= low) & (lengths <= high)].mean().item()
         found[f"straight_{space}"] = (lengths.mean() / apart).item()
     script.reseed("linear")
     z = torch.randn(count, generator.latent_dim).to(device)
@@ -922,10 +960,8 @@ def train_until(step, script, setting, seed, folder, device):
     try:
         script.main([*flags, "--max-steps", str(step), "--device", device])
     except SystemExit as end:
-        if end.code in STOPPED:
-            raise
         if end.code != 1:  # 1: the loss is not finite
-            raise RuntimeError(f"{folder}: stopped with status {end.code}") from end
+            raise
         return False, math.nan
     return True, (clock() - start) / (step - done) if done < step else math.nan
 
@@ -996,8 +1032,7 @@ def follow(setting, seed, home, samples, device):
         if any(row["step"] == point or math.isnan(row["distance"]) for row in rows):
             continue
         with contextlib.ExitStack() as stack:
-            for redirect in (contextlib.redirect_stdout, contextlib.redirect_stderr):
-                stack.enter_context(redirect(io.StringIO()))
+            stack.enter_context(silently())
             if setting.change:
                 stack.enter_context(setting.change(script))
             fakes, draw = stack.enter_context(watched(script)) if alone else (None, None)
@@ -1125,10 +1160,7 @@ def build_second(script, form):
         return script.Discriminator()
     kind = script.Critic if script.SCRIPT == "wgan_gp" else script.Discriminator
     network = kind(64, shallow=form == TWO)
-    if form == BLIND:
-        network.layers[5] = nn.Conv2d(128, 256, 1, bias=False)
-        network.layers[-1] = nn.Linear(256 * 7 * 7, 1)
-    return network
+    return see_no_more(network) if form == BLIND else network
 
 
 def sight(device, epochs=2):
@@ -1197,6 +1229,50 @@ def copies(device, total=10_000):
         yield row | {key: found[key] for key in ("distance", "precision", "recall", "entropy")}
 
 
+def last_checkpoint(name):
+    """The script of a claim with one setting, and the checkpoint that its first seed has left at the end."""
+    claim = CLAIMS[name]
+    script, files = importlib.import_module(claim.settings[0].script), []
+    for setting in (*claim.settings, *in_fp32(claim).settings):
+        files.append(setting.folder(RUNS, SEEDS[0]) / "checkpoint.pt")
+    path = next(filter(Path.is_file, files), None)
+    if not path or script.load_checkpoint(path)["step"] != claim.settings[0].points[-1]:
+        message = f"no run of {script.__name__}.py to measure; first: python claims.py {name}"
+        raise SystemExit(f"claims.py: {message}")
+    return script, path
+
+
+def garments(device):
+    """Rows of a table: of each kind of garment that cgan.py's run on Fashion-MNIST was asked for, what came.
+
+    asked: the share of samples that the classifier takes for what was asked. real: of test images, the share
+    that it takes for what they are. confused: what it takes most of the other samples for, and their share.
+    diversity: root mean square distance of two of these samples, over that of two such test images.
+    """
+    script, checkpoint = last_checkpoint("garments")
+    with silently():
+        images, labels = generated(script, checkpoint, SAMPLES, str(device))
+    names = fid.DATASETS["fashion_mnist"][0].classes
+    tests, truth = fid.images_and_labels("fashion_mnist", "data", train=False)
+    network, _ = fid.load_classifier("fashion_mnist", "data", device)
+    network.to(device)
+
+    def seen(images):
+        with torch.no_grad():
+            parts = [network(network.prepare(part.to(device)))[1].argmax(1) for part in images.split(500)]
+        return torch.cat(parts).cpu()
+
+    for label, name in enumerate(names):
+        fakes, reals = images[labels == label], tests[truth == label]
+        shares = seen(fakes).bincount(minlength=10) / len(fakes)
+        row = {"garment": name, "asked": shares[label].item()}
+        row["real"] = (seen(reals) == label).double().mean().item()
+        shares[label] = 0
+        row["confused"] = f"{names[shares.argmax()]}, {shares.max():.3f}"
+        spreads = [part.double().var(0, correction=0).sum() for part in (fakes, reals)]
+        yield row | {"diversity": (spreads[0] / spreads[1]).sqrt().item()}
+
+
 def truncation(device):
     """Rows of a table: samples of stylegan.py's run of full length, with w ever closer to its mean.
 
@@ -1204,13 +1280,11 @@ def truncation(device):
     If the precision rises and this does not, the classes that are easy to draw have become more frequent, and
     no class better.
     """
-    script, settings = importlib.import_module("stylegan"), (STYLE, *in_fp32(CLAIMS["stylegan"]).settings)
-    files = [setting.folder(RUNS, SEEDS[0]) / "checkpoint.pt" for setting in settings]
-    checkpoint, judge, rows, shares = next(filter(Path.is_file, files), None), None, [], []
-    if not checkpoint or script.load_checkpoint(checkpoint)["step"] != STYLE.points[-1]:
-        raise SystemExit("claims.py: no run of stylegan.py to measure; first: python claims.py stylegan")
+    script, checkpoint = last_checkpoint("stylegan")
+    judge, rows, shares = None, [], []
     for psi in PSI:
-        images, _ = generated(script, checkpoint, SAMPLES, str(device), psi)
+        with silently():
+            images, _ = generated(script, checkpoint, SAMPLES, str(device), psi)
         judge = judge or Judge("mnist", images, device)
         found, samples = judge(images, None), judge.measure("samples", images)
         near = fid.squared_distances(samples.features, judge.reference.features)
@@ -1252,6 +1326,7 @@ EXTRA = {
     "baselines": baselines,
     "sight": sight,
     "copies": copies,
+    "garments": garments,
     "truncation": truncation,
     "styles": styles,
 }
@@ -1473,6 +1548,21 @@ def start_workers(count):
         late.cancel()
 
 
+def while_alive(results, count):
+    """The `count` results that a pool's imap brings; ChildProcessError if one of its workers was killed.
+
+    The pool itself would start another, and wait for ever for what the first one did.
+    """
+    workers = multiprocessing.active_children()
+    for _ in range(count):
+        while True:
+            with contextlib.suppress(multiprocessing.TimeoutError):
+                yield results.next(timeout=1)
+                break
+            if not all(worker.is_alive() for worker in workers):
+                raise ChildProcessError("a run was killed, perhaps for want of memory")
+
+
 def train_all(claims, home, samples, device, workers):
     """The rows of each claim, by its name. Settings that share a run are trained once, as far as any goes."""
     furthest = {}
@@ -1485,8 +1575,8 @@ def train_all(claims, home, samples, device, workers):
     jobs = [(setting, seed, home, samples, device) for (seed, _), setting in furthest.items()]
     jobs, rows = sorted(jobs, key=lambda job: job[1]), {}
     with start_workers(workers) as pool:
-        results = pool.imap_unordered(work, jobs) if pool else map(work, jobs)
-        for (setting, seed, *_), measured in tqdm(results, total=len(jobs), unit=" runs"):
+        found = while_alive(pool.imap_unordered(work, jobs), len(jobs)) if pool else map(work, jobs)
+        for (setting, seed, *_), measured in tqdm(found, total=len(jobs), unit=" runs"):
             name = {"setting": setting.command, "seed": seed}
             rows[seed, setting.command] = [name | row for row in measured]
     tables = {}
@@ -1555,6 +1645,8 @@ def main(argv=None):
         if status not in STOPPED:
             raise
         parser.exit(status, "claims.py: stopped; the same command goes on\n")
+    except ChildProcessError as error:
+        parser.exit(1, f"claims.py: {error}; the same command goes on\n")
     finally:
         signal.signal(signal.SIGTERM, before)
     for name, rows in measured.items():

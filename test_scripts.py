@@ -4445,18 +4445,46 @@ def test_benchmark_trains_each_script(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_benchmark_gives_translators_what_they_have(monkeypatch):
+    """Pairs to pix2pix.py; to cyclegan.py questions of even digits, and answers of odd ones."""
+    monkeypatch.chdir(ROOT)
+    numbers, original = [], benchmark.DataLoader
+
+    def loader(dataset, *args, **flags):
+        numbers.append(dataset.indices)
+        return original(dataset, *args, **flags)
+
+    monkeypatch.setattr(benchmark, "DataLoader", loader)
+    for name, expected in (
+        ("pix2pix", [range(60_000)]),
+        ("cyclegan", [range(0, 60_000, 2), range(1, 60_000, 2)]),
+    ):
+        numbers.clear()
+        _, step = benchmark.tutorial(name, torch.device("cpu"))
+        step()
+        assert numbers == expected
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", benchmark.SHAPES)
 def test_benchmark_learns(name, tmp_path, monkeypatch):
     """What is measured is what the script, or the loop of tutorials, has learned when the time is over."""
-    kept, players, original, targets, penalties = [], [], benchmark.tutorial, [], []
+    kept, players, targets, penalties = [], [], [], []
+    original, original_generated, drawn = benchmark.tutorial, claims.generated, []
 
     def tutorial(*args):
         player, step = original(*args)
         players.append(player)
+        if hasattr(player.args, "latent_dim"):
+            player.generator.register_forward_pre_hook(
+                lambda _, args: drawn.append(args[0].abs().max().item())
+            )
         return player, step
 
     def generated(script, checkpoint, count, device):
         kept.append(read(checkpoint))
+        images, _ = original_generated(script, checkpoint, count, device)
+        assert images.shape[:2] == (count, 1)
         return count, device
 
     monkeypatch.chdir(ROOT)
@@ -4497,6 +4525,8 @@ def test_benchmark_learns(name, tmp_path, monkeypatch):
     wanted = getattr(players[0], part).state_dict()
     assert all(torch.equal(value, wanted[key]) for key, value in kept[1][part].items())
     loops = int(rows[1]["steps"].replace(",", ""))
+    if drawn:  # noise as --generate draws it
+        assert max(drawn) <= 1 if name == "dcgan32_wgan_sn" else max(drawn) > 2
     label = 0.9 if name in ("dcgan_mnist", "cgan") else 1.0
     assert targets in ([], [label, 0.0, 1.0] * loops)
     assert bool(targets) == (
@@ -4937,9 +4967,8 @@ def test_claims_measure_how_straight_the_spaces_of_styles_are(styled):
 
     generator.synthesis = Shows()
     generator.spread = lambda w: w[:, None]
-    with (
-        torch.no_grad()
-    ):  # one great feature beside the others, so that scaling them all to length 1 is linear
+    # One great feature beside the others, so that scaling them all to length 1 is linear.
+    with torch.no_grad():
         Told.layers[1].weight[3], Told.layers[1].bias[3] = 0, 1e4
     found = claims.entanglement(stylegan, generator, Told(), 50, 2000)
     assert found["skill_w"] > 0.8
@@ -4947,6 +4976,8 @@ def test_claims_measure_how_straight_the_spaces_of_styles_are(styled):
     # These images are linear in w: the mean of |w2 - w1|^2 is all that a line can have.
     assert found["straight_w"] == pytest.approx(1, abs=1e-3)
     assert found["straight_z"] > 1.1
+    ratio = found["straight_z"] / found["straight_w"]
+    assert found["length_z"] / found["length_w"] == pytest.approx(ratio, rel=0.2)
     Told.forward = lambda self, x: (None, torch.tensor([[1.0, 0.0]]).expand(len(x), -1))
     found = claims.entanglement(stylegan, generator, Told(), 50, 200)
     assert math.isnan(found["skill_w"])  # there is one class
@@ -5123,16 +5154,20 @@ def test_claims_measure_truncation(bench, monkeypatch):
     """A row for each psi, of what --generate --truncation makes; precisions count each class once."""
     flags = "--batch-size 4 --width 8 --latent-dim 16"
     setting = claims.Setting("short", "stylegan", (2,), flags)
-    monkeypatch.setattr(claims, "STYLE", setting)
+    full = claims.CLAIMS["stylegan"]
+    monkeypatch.setitem(claims.CLAIMS, "stylegan", claims.replace(full, settings=(setting,)))
     monkeypatch.setattr(claims, "SAMPLES", 32)
-    with pytest.raises(SystemExit, match="first: python claims.py stylegan"):
+    with pytest.raises(
+        SystemExit, match="no run of stylegan.py to measure; first: python claims.py stylegan"
+    ):
         next(claims.truncation("cpu"))
     argv = [*flags.split(), "--max-steps", "2", "--device", "cpu"]
     stylegan.main([*argv, "--out-dir", str(setting.folder(claims.RUNS, 42))])
-    monkeypatch.setattr(claims, "STYLE", claims.replace(setting, points=(3,)))
-    with pytest.raises(SystemExit, match="first: python claims.py stylegan"):
-        next(claims.truncation("cpu"))  # that run has not come so far
-    monkeypatch.setattr(claims, "STYLE", setting)
+    longer = claims.replace(setting, points=(3,))
+    with monkeypatch.context() as patch:
+        patch.setitem(claims.CLAIMS, "stylegan", claims.replace(full, settings=(longer,)))
+        with pytest.raises(SystemExit, match="first: python claims.py stylegan"):
+            next(claims.truncation("cpu"))  # that run has not come so far
     asked, original = [], claims.generated
 
     def generated(script, checkpoint, count, device, psi):
@@ -5156,6 +5191,49 @@ def test_claims_measure_truncation(bench, monkeypatch):
         assert row["precision"] == pytest.approx(0.75)
         assert row["even precision"] == pytest.approx(0.5)
         assert row["classes"] == 2
+
+
+def test_claims_compare_what_came_with_what_was_asked(monkeypatch):
+    """A row for each garment, of images that say what they are in one pixel, and vary in another."""
+
+    class Sees(nn.Module):
+        prepare = staticmethod(lambda images: images)
+
+        def forward(self, images):
+            return None, nn.functional.one_hot(images[:, 0, 0, 0].long(), 10).float()
+
+    def drawn(classes, scale):
+        images = torch.zeros(len(classes), 1, 28, 28, dtype=torch.uint8)
+        images[:, 0, 0, 0] = classes
+        images[::2, 0, 5, 5] = scale
+        return images
+
+    asked = torch.arange(10).repeat_interleave(8)
+    came, truth = asked.clone(), torch.arange(10).repeat_interleave(4)
+    came[48:52] = 0  # half of the shirts came as T-shirts, ...
+    came[52] = 2  # ... and one as a pullover
+    seen = truth.clone()
+    seen[20] = 7  # one real sandal of four looks like a sneaker
+
+    def last_checkpoint(name):
+        assert name == "garments"
+        return cgan, "a run"
+
+    def generated(script, checkpoint, count, device):
+        assert (script, checkpoint, count) == (cgan, "a run", 10_000)
+        return drawn(came, 30), asked
+
+    monkeypatch.setattr(claims, "last_checkpoint", last_checkpoint)
+    monkeypatch.setattr(claims, "generated", generated)
+    monkeypatch.setattr(fid, "load_classifier", lambda *args: (Sees(), "told"))
+    monkeypatch.setattr(fid, "images_and_labels", lambda *args, train: (drawn(seen, 60), truth))
+    rows = [*claims.garments("cpu")]
+    assert [row["garment"] for row in rows][:2] == ["T-shirt/top", "Trouser"]
+    assert [row["asked"] for row in rows] == pytest.approx([1] * 6 + [0.375] + [1] * 3)
+    assert [row["real"] for row in rows] == pytest.approx([1] * 5 + [0.75] + [1] * 4)
+    assert rows[6]["garment"] == "Shirt"
+    assert rows[6]["confused"] == "T-shirt/top, 0.500"
+    assert rows[1]["diversity"] == pytest.approx(0.5)
 
 
 def test_claims_tell_which_styles_bring_an_attribute(monkeypatch):
@@ -5245,6 +5323,14 @@ def test_claims_build_what_they_compare():
         sizes += [layer.kernel_size[0] for layer in network.layers if isinstance(layer, nn.Conv2d)]
         assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 1)
     assert [*grids.values()] == [[4, 4], [4, 4, 4], [4, 4, 1]]
+    with claims.third_of_1x1(dcgan_mnist):
+        blind = dcgan_mnist.Discriminator(8).eval()
+    images = torch.rand(1, 1, 28, 28, requires_grad=True)
+    maps = blind.layers[:-2](images)
+    (gradient,) = torch.autograd.grad(maps[0, :, 3, 3].sum(), images)
+    assert maps.shape == (1, 32, 7, 7)
+    assert (gradient[0, 0] != 0).any(0).sum() == (gradient[0, 0] != 0).any(1).sum() == 10
+    assert blind(images).shape == (1, 1)
     assert isinstance(claims.build_second(wgan_gp, claims.THREE), wgan_gp.Critic)
     assert isinstance(claims.build_second(vanilla_gan, "fully connected"), vanilla_gan.Discriminator)
 
@@ -5454,6 +5540,28 @@ def follow_for_hours():
     settings = tuple(claims.Setting(rate, "vanilla_gan", (2_000_000,), f"{flags} {rate}") for rate in rates)
     claims.CLAIMS = {"one": claims.Claim("One", settings)}
     claims.main(["one", "--quick", "--device", "cpu", "--jobs", "2"])
+
+
+def test_claims_say_why_a_script_gave_up(bench):
+    setting = claims.Setting("too many", "vanilla_gan", (2,), "--batch-size 1000000")
+    with pytest.raises(RuntimeError, match="status 2: .*--batch-size: 1000000 is not from 2 to 24"):
+        claims.follow(setting, 42, Path("runs"), 10, "cpu")
+
+
+def test_claims_notice_a_worker_that_is_killed(capsys, monkeypatch):
+    """They do not wait for what it can no longer do."""
+
+    def train_all(*args):
+        with claims.start_workers(2) as pool:
+            assert [*claims.while_alive(pool.imap(abs, [-3, 4]), 2)] == [3, 4]
+            [*claims.while_alive(pool.imap(os._exit, [9]), 1)]
+
+    monkeypatch.setattr(claims, "train_all", train_all)
+    with pytest.raises(SystemExit) as exit_:
+        claims.main(["minimax", "--device", "cpu"])
+    assert exit_.value.code == 1
+    assert "a run was killed" in capsys.readouterr().err
+    assert not multiprocessing.active_children()
 
 
 # claims.py with two runs that would take hours, and two workers.
