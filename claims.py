@@ -434,21 +434,22 @@ CLAIMS = {
     ),
     "control": Claim(
         "Conditioning gives control over the class",
-        (other(CGAN, "convolutions", "--shallow", 9370), other(CGAN, "--mlp", "--shallow --mlp", 9370)),
-        ("class_accuracy", "confidence", "diversity"),
+        (CGAN.until(9370, "convolutions"), other(CGAN, "--mlp", "--mlp", 9370)),
+        ("precision", "recall", "class_accuracy", "confidence", "diversity"),
         curve="class_accuracy",
     ),
     "labels": Claim(
         "Told the class, the same networks make better samples",
         (
-            other(CGAN, "told the class (cgan.py)", "--shallow", 9370),
+            CGAN.until(9370, "told the class (cgan.py)"),
             replace(
-                other(DCGAN, "not told (dcgan_mnist.py)", "--shallow --batch-size 64"),
+                other(DCGAN, "not told (dcgan_mnist.py)", "--batch-size 64 --lr-g 1e-3 --lr-d 1e-3"),
                 points=CGAN.until(9370).points,
             ),
-            other(DCGAN, "not told, batches of 128", "--shallow", 4680),
+            DCGAN.until(4680, "not told, its own batches and rates"),
         ),
-        axis="images",
+        ("precision", "recall", "classes", "entropy", "confidence"),
+        "images",
     ),
     "lr-collapse": Claim(
         "dcgan32: with lr_g >= lr_d the generator collapses to one output",
