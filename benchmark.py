@@ -502,9 +502,10 @@ def learn(names, flags, device, minutes, samples):
     jobs = [
         (name, who, *rest) for name in names for who in (("script",) if flags else ("script", "tutorial"))
     ]
-    with claims.start_workers(fid.count_cores() if device.type == "cpu" else 1) as pool:
-        rows = claims.while_alive(pool.imap(learned, jobs), len(jobs)) if pool else map(learned, jobs)
-        return [*tqdm(rows, total=len(jobs), unit=" runs")]
+    count = fid.count_cores() if device.type == "cpu" else 1
+    with claims.start_workers(count) as pool:
+        rows = [*tqdm(claims.as_they_come(learned, jobs, pool, count), total=len(jobs), unit=" runs")]
+    return sorted(rows, key=lambda row: (names.index(row["script"][:-3]), row["loop"]))
 
 
 def table(rows, markdown):

@@ -51,6 +51,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -1532,36 +1534,41 @@ def shortened(claim):
 
 @contextlib.contextmanager
 def start_workers(count):
-    """A pool of processes, which end with the block; None for one, which is this process itself."""
+    """An executor of so many processes, which end with the block; None for one, which is this process itself.
+
+    If a worker is killed, as happens when memory runs out, it says so; multiprocessing's pool would wait.
+    """
     if count == 1:
         yield None
         return
     # Workers ignore Ctrl-C, which a terminal sends to all: this process ends them.
-    pool = multiprocessing.get_context("spawn").Pool(count, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    context, ignore = multiprocessing.get_context("spawn"), (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(count, context, signal.signal, ignore)
+    late = threading.Timer(20, lambda: [worker.kill() for worker in multiprocessing.active_children()])
     try:
         yield pool
-    finally:
+    except BaseException:
+        for worker in multiprocessing.active_children():  # a script saves before it ends
+            worker.terminate()
         # Python drops an exception that a signal raises inside a destructor. Such a worker goes on: kill it.
-        late = threading.Timer(20, lambda: [worker.kill() for worker in multiprocessing.active_children()])
         late.start()
-        pool.terminate()
-        pool.join()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
         late.cancel()
 
 
-def while_alive(results, count):
-    """The `count` results that a pool's imap brings; ChildProcessError if one of its workers was killed.
-
-    The pool itself would start another, and wait for ever for what the first one did.
-    """
-    workers = multiprocessing.active_children()
-    for _ in range(count):
-        while True:
-            with contextlib.suppress(multiprocessing.TimeoutError):
-                yield results.next(timeout=1)
-                break
-            if not all(worker.is_alive() for worker in workers):
-                raise ChildProcessError("a run was killed, perhaps for want of memory")
+def as_they_come(function, jobs, pool, count):
+    """function(job) of each job: by `count` processes, each of which gets a job when it has done one."""
+    if not pool:
+        yield from map(function, jobs)
+        return
+    waiting = iter(jobs)
+    running = {pool.submit(function, job) for job in itertools.islice(waiting, count)}
+    while running:
+        done, running = wait(running, return_when=FIRST_COMPLETED)
+        running |= {pool.submit(function, job) for job in itertools.islice(waiting, len(done))}
+        yield from (future.result() for future in done)
 
 
 def train_all(claims, home, samples, device, workers):
@@ -1576,8 +1583,8 @@ def train_all(claims, home, samples, device, workers):
     jobs = [(setting, seed, home, samples, device) for (seed, _), setting in furthest.items()]
     jobs, rows = sorted(jobs, key=lambda job: job[1]), {}
     with start_workers(workers) as pool:
-        found = while_alive(pool.imap_unordered(work, jobs), len(jobs)) if pool else map(work, jobs)
-        for (setting, seed, *_), measured in tqdm(found, total=len(jobs), unit=" runs"):
+        results = as_they_come(work, jobs, pool, workers)
+        for (setting, seed, *_), measured in tqdm(results, total=len(jobs), unit=" runs"):
             name = {"setting": setting.command, "seed": seed}
             rows[seed, setting.command] = [name | row for row in measured]
     tables = {}
@@ -1646,8 +1653,8 @@ def main(argv=None):
         if status not in STOPPED:
             raise
         parser.exit(status, "claims.py: stopped; the same command goes on\n")
-    except ChildProcessError as error:
-        parser.exit(1, f"claims.py: {error}; the same command goes on\n")
+    except BrokenProcessPool:
+        parser.exit(1, "claims.py: a run was killed, perhaps for want of memory; the same command goes on\n")
     finally:
         signal.signal(signal.SIGTERM, before)
     for name, rows in measured.items():

@@ -5553,8 +5553,8 @@ def test_claims_notice_a_worker_that_is_killed(capsys, monkeypatch):
 
     def train_all(*args):
         with claims.start_workers(2) as pool:
-            assert [*claims.while_alive(pool.imap(abs, [-3, 4]), 2)] == [3, 4]
-            [*claims.while_alive(pool.imap(os._exit, [9]), 1)]
+            assert sorted(claims.as_they_come(abs, [-3, 4, -5], pool, 2)) == [3, 4, 5]
+            [*claims.as_they_come(os._exit, [9], pool, 2)]
 
     monkeypatch.setattr(claims, "train_all", train_all)
     with pytest.raises(SystemExit) as exit_:
