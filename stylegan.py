@@ -552,6 +552,7 @@ def draw_styles(ema, z, folder, args):
 SCRIPT = Path(__file__).stem
 LOG_EVERY = 20  # steps between rows of history.csv
 SAVE_EVERY = 60  # seconds between checkpoints inside an epoch
+PATHS = 256  # in Z and in W, to measure their lengths
 # What is measured after an epoch; of these, the last two groups only with --fid-every.
 TRACKED = {"share of z": ("z_share",), "path length": ("path_z", "path_w")}
 TRACKED |= {"of samples": ("distance",), "share": ("precision", "recall")}
@@ -616,7 +617,7 @@ def track(judge, ema, args, step):
     ema.eval()
     with torch.no_grad(), fp32():
         for space in ("z", "w"):
-            lengths = path_lengths(ema, lambda images: images.flatten(1), space, 256, 1e-2)
+            lengths = path_lengths(ema, lambda images: images.flatten(1), space, PATHS, 1e-2)
             found[f"path_{space}"] = lengths.mean().item()
         found["z_share"] = share_of_z(ema)
     if judge:

@@ -192,7 +192,7 @@ def slow_but(*names):
     return [pytest.param(name, marks=[pytest.mark.slow] * (name not in names)) for name in CASES]
 
 
-LIGHT = slow_but(*{*CASES} - {"dcgan64_celeba", "cyclegan"})
+LIGHT = slow_but(*{*CASES} - {"dcgan32_wgan_sn", "dcgan64_celeba", "cyclegan"})
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in [*CASES][1:]]  # all but the first
 
 
@@ -225,9 +225,10 @@ def save_blank(figure, path):
 
 
 @pytest.fixture(autouse=True)
-def blank_plots(monkeypatch):
-    """Plots are blank, but in `watch` and where a test is about them."""
+def light(monkeypatch):
+    """Plots are blank, but in `watch` and where a test is about them; of paths there are few."""
     monkeypatch.setattr(Figure, "savefig", save_blank)
+    monkeypatch.setattr(stylegan, "PATHS", 8)
 
 
 # %% Helpers
@@ -869,10 +870,12 @@ def stop(script, name, number, act, save_every=60):
 
 
 @pytest.mark.parametrize(
-    "script", slow_but(*{*CASES} - {"vanilla_gan", "pix2pix", "dcgan64_celeba"}), indirect=True
+    "script",
+    slow_but(*{*CASES} - {"vanilla_gan", "dcgan32_wgan_sn", "dcgan64_celeba", "pix2pix"}),
+    indirect=True,
 )
 def test_resume_goes_on(script, flags, tmp_path, whole):
-    """From inside an epoch. The first two are treated worse below, the third reads a folder elsewhere."""
+    """From inside an epoch. The others resume in tests of their own."""
     script.main([*flags, "--max-steps", "4"])
     script.main(["--resume", str(tmp_path / "run" / "checkpoint.pt"), "--max-steps", "12"])
     assert_same_run(tmp_path / "run" / "checkpoint.pt", whole.folder / "checkpoint.pt")
@@ -5403,8 +5406,8 @@ def test_claims_repeat_images(monkeypatch):
             assert (len(times), {*times.values()}) == (count, {10_000 // count})
             exact = images
         else:  # each is its digit, moved; some are where they were
-            moves = [exact.roll((dy, dx), (2, 3)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-            equal = np.stack([(images == move).flatten(1).numpy().all(1) for move in moves])
+            moves = [exact[::4].roll((dy, dx), (2, 3)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+            equal = np.stack([(images[::4] == move).flatten(1).numpy().all(1) for move in moves])
             assert equal.any(0).mean() > 0.99  # roll brings back what leaves at the edge
             assert equal.mean(1).tolist() == pytest.approx([1 / 9] * 9, abs=0.03)
         if count == 50:
