@@ -27,10 +27,10 @@ deviation of 1; in G residual blocks, which add to what they are given, instead 
 D's, as in the authors' code; half of the fakes that D sees are from earlier steps (--pool).
 
 What to watch: samples/, rows of a, G_AB(a), the truth, and back again; below the white line the same from b.
-The truth is known here because A is drawn from B; but for training, A and B are made from different digits.
-If both G were perfect, d_a, d_b, g_ab and g_ba would be 0.25; if D wins, d_a and d_b go to 0, g_ab and g_ba
-to 1. a2b_error and b2a_error are differences from the truth, a2b2a_error and b2a2b_error those after the way
-back, of 1,000 test pictures, from 0 to 1. Black and white, or colours, may come out swapped, since the other
+Here A is drawn from B, so the truth is known; but in training A and B come from different digits. If both G
+were perfect, d_a, d_b, g_ab and g_ba would be 0.25; if D wins, d_a and d_b go to 0, g_ab and g_ba to 1.
+a2b_error and b2a_error are differences from the truth, a2b2a_error and b2a2b_error those after the round
+trip, of 1,000 test pictures, from 0 to 1. Black and white, or colours, may come out swapped, since the other
 G can swap them back. The paper's remedy, not tried here: --identity-weight 5 asks G_AB to leave pictures of B
 as they are (if those of A have as many channels).
 

@@ -10,28 +10,29 @@ its largest singular value at most. Spectral normalisation writes a layer's 5x5 
 inputs x 25) and divides by its largest singular value, estimated with a vector that is multiplied with the
 matrix once at each use (power iteration). LeakyReLU stretches by 1 at most, so a product over the layers
 bounds the slope of C. Not by 1, for the matrix is not the whole convolution: at stride 2 a pixel lies in up
-to nine 5x5 windows, so a layer may stretch by 3.
+to nine 5x5 windows, so a layer may stretch by 3, the root of nine.
 
 With a bound, the loss of wgan_gp.py needs no penalty. C maximises and G minimises
 
     E[C(x)] - E[C(G(z))]
 
 Over K-Lipschitz C (slope at most K), the maximum is K times the Wasserstein distance. With no bound C gains
-by just scaling its scores up. What that costs three seeds could not tell (RESULTS.md, spectral-norm).
+by just scaling its scores up. Three seeds could not tell what that costs (RESULTS.md, spectral-norm).
 
 One kind of layer spoils this: batch normalisation in C. It divides by a standard deviation, which undoes the
 bound, and it normalises real and fake batches apart, so that their scores come from two different functions,
 and the difference is not a distance. We keep it because the samples are far better: after 20,000 steps, in
 one seed, their distance from real images (fid.py) was 34 with it, and 102 without (--critic-norm none).
-Beside it the bound did not help: 147 with it after 4,000 steps, 130 without (--no-spectral-norm).
+Beside it the bound did not help: 147 with it after 4,000 steps, 130 without (--no-spectral-norm; medians of
+three seeds).
 
 What is new against dcgan_mnist.py: this loss; a deeper C, of 64 channels and kernels of 5; fresh noise
 for G's step; z from the cube U(-1, 1)^100, where straight walks stay inside; one more upsampling; batches
 of 32; rates of 3e-4 for G and 6e-4 for C.
 
-What to watch: stages.png, the samples after 200, 4,000, 8,000 and 20,000 steps. c_real and c_fake drift apart
-and `slope`, that of C at fakes, rises while the samples get better and better: none of these figures tells
-how good G is.
+What to watch: stages.png, the samples after 200, 4,000, 8,000 and 20,000 steps. c_real and c_fake, C's mean
+scores, drift apart, and `slope`, that of C at fakes, rises while the samples get better and better: none of
+these figures tells how good G is.
 
 Papers: Arjovsky et al. 2017, arXiv 1701.07875, equation 2; Miyato et al. 2018, arXiv 1802.05957, algorithm 1;
 Radford et al. 2015, arXiv 1511.06434. Departures: from the first, no clipping, Adam, one step of C for one of

@@ -13,19 +13,20 @@ of 2e-4 (here 2e-3). The losses are those of vanilla_gan.py, but for real images
     L_D = -E[r log D(x) + (1 - r) log(1 - D(x))] - E[log(1 - D(G(z)))]        with r = 0.9
     L_G = -E[log D(G(z))]
 
-This one-sided label smoothing is meant to keep D from being too sure. Whether it helps is open (RESULTS.md,
-label-smoothing). With p and q for the densities of real and generated images, the best D is now r p / (p +
-q). If G were perfect, D would say 0.45: L_D = 1.38, L_G = 0.80. If D sees through every fake, L_D is 0.33.
+This one-sided label smoothing is meant to keep D from being too sure. Whether it helps is open (RESULTS.md).
+With p and q for the densities of real and generated images, the best D is now r p / (p + q). If G were
+perfect, D would say 0.45: L_D = 1.38, L_G = 0.80. If D sees through every fake, L_D is 0.33.
 
-What D can see. In the form that tutorials copy, D has two convolutions. Their output has 7x7 places; each
-depends on 10x10 pixels, its receptive field, and the last layer adds up what the places say. So this D judges
-patches: whether parts of a digit that share no patch go together, it cannot know. Try it (claims.py --extra
-sight): blank ten rows in the middle of all digits, so that no place sees both halves, and give half of them
-the lower half of another digit. Trained to tell the two kinds apart, D is right as often as a coin. With a
-third convolution a place sees up to 22x22 pixels, most of a digit, and D is right in 85% of the cases (both
-with 64 channels). So D has three here. By the distance of fid.py (real digits: 4.8), ten epochs led to 97.
-With two, of the same width and rates, it was 300, and 297 with a third one of 1x1 pixels, as deep and as
-blind (medians of three seeds). Both networks are narrow, 16 channels in D's first layer, not 64, to be fast.
+What D can see. In the form that tutorials copy (--shallow), D has two convolutions. Their output has 7x7
+places; each depends on 10x10 pixels, its receptive field, and the last layer adds up what the places say. So
+this D judges patches: whether parts of a digit that share no patch go together, it cannot know. Try it
+(claims.py --extra sight): blank ten rows in the middle of all digits, so that no place sees both halves, and
+give half of them the lower half of another digit. Trained to tell the two kinds apart, D is right as often as
+a coin. With a third convolution a place sees up to 22x22 pixels, most of a digit, and D is right in 85% of
+the cases (both with 64 channels). So D has three here. By the distance of fid.py (real digits: 4.8), ten
+epochs led to 97. With two, of the same width and rates, it was 300, and 297 with a third one of 1x1 pixels,
+as deep and as blind (medians of three seeds, at rates chosen with three). Both networks are narrow, 16
+channels in D's first layer, not 64, to be fast.
 
 What to watch: the samples, because the losses do not tell how good they are. L_G says how G does against a D
 that learns, too: from the first epoch to the last it rose from 1.4 to 3.5, and the digits got better. Nor are
@@ -36,8 +37,7 @@ images), falls below 0.5.
 
 Paper: Radford et al. 2015, arXiv 1511.06434. Departures: rates of 2e-3; fewer and narrower layers; kernels of
 4, not 5; z normal, not uniform; D's target is smoothed (Salimans et al. 2016, arXiv 1606.03498); G's step
-uses the fakes of D's step again. dcgan64_celeba.py explains --instance-noise (Sonderby et al. 2016, arXiv
-1610.04490).
+uses the fakes of D's step again. dcgan64_celeba.py explains --instance-noise.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """FID, KID, precision and recall: how far is one set of images from another?
 
     python fid.py PATH1 PATH2                       # the FID of two folders: real images, then samples
-    python fid.py cifar10:train runs/dcgan32_wgan_sn/001/generated/001 --metrics fid kid is pr
+    python fid.py cifar10:train path/to/samples --metrics fid kid is pr
     python fid.py mnist:test runs/dcgan_mnist/001/generated/001 --features classifier
     python fid.py --save-stats PATH1 stats.npz      # then: python fid.py stats.npz PATH2
 

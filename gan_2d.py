@@ -23,9 +23,9 @@ What to watch: progress.gif, on the left the learned D, on the right the best D 
 blue says real, red says fake, white cannot tell. Real points are black, fakes yellow; arrows show where D's
 gradient sends some. At first the fakes are everywhere; after four epochs they lie on a ring, and then they
 gather at the heaps, or modes. Some stay on the way between two: z comes from one connected region, so the
-fakes are connected, too. Mode collapse is when fakes reach few heaps; `modes` in history.csv counts those
-that have a hundredth of them. The second command ends with nine fakes in ten at two heaps. In its last
-picture D says "real" of most of the rest of the plane, and is flat there: nothing calls the fakes back.
+fakes are connected, too. Mode collapse is when fakes reach few heaps; `modes` in history.csv counts the heaps
+with 1% of the fakes. The second command ends with nine fakes in ten at two heaps. In its last picture D says
+"real" of most of the rest of the plane, and is flat there: nothing calls the fakes back.
 
 Then change the rules with --loss. minimax: G lowers E[log(1 - D(G(z)))], whose gradient vanishes where D is
 sure of a fake; at the second command's rates it did, came back, and G found all heaps. least-squares:

@@ -21,19 +21,19 @@ end in a map of logits, and each judges one patch, of 16x16 pixels if the pictur
 halves the picture down to a single pixel and doubles it up again, and at each size the way up is also given
 what the way down had there, since question and answer share their layout (skips; --no-skips: none). And there
 is no noise z, because the authors found that G ignored it. All that is left to chance is dropout, in the
-first layers on the way up. Dropout is off in tests, but for variants.png: see how little it changes.
+first layers on the way up. Dropout is off in tests, except in variants.png: see how little it changes.
 
 What to watch: the pictures in samples/, rows of questions, answers and truths. `g_loss` is the first part of
 L_G. If D could not tell answers from truths, L_D and `g_loss` would both be log 2 = 0.69; if D wins, `g_loss`
 grows. After each epoch, 1,000 test images are translated. `error` is their mean difference from the truth (0
-to 1). Where a is made from b (--task), `evidence` is how far a is from what is made from the answer in the
-same way (0 is best). `sharpness` compares neighbouring pixels: 1 is as sharp as the truth; less means
-blurred, faint or missing strokes, more means noise. L1 alone (--gan-weight 0) aims at a small `error` and
-nothing else: with --epochs 1 its `error` was 2% less than with both, but its `sharpness` 0.92, not 0.96
-(RESULTS.md, l1).
+to 1). Where a is made from b (--task), `evidence` is how far a is from the question that the answer would
+give (0 is best). `sharpness` compares neighbouring pixels: 1 is as sharp as the truth; less means blurred,
+faint or missing strokes, more means noise. L1 alone (--gan-weight 0) aims at a small `error` and nothing
+else: with --epochs 1 its `error` was 2% less than with both, but its `sharpness` 0.92, not 0.96 (RESULTS.md,
+l1).
 
 Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: small
-pictures (of 32 pixels, only two layers have dropout, not three); half G's width, batches of 32 (the paper: 1
+pictures (at 32 pixels, only two layers have dropout, not three); half G's width, batches of 32 (the paper: 1
 to 10), rates that fall to 0 in the second half, as in the authors' later code, no random cropping or
 mirroring, and at test time no dropout and the running statistics of batch normalisation.
 """

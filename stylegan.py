@@ -22,22 +22,23 @@ old face in the data wears a cap, a G fed with z has to bend Z so that no z mean
 between, W can have that gap itself. (In one short run, w told classes about as well with f frozen.)
 
 L_D and L_G are those of vanilla_gan.py. R1, gamma / 2 E|grad_x D(x)|^2 with gamma = 10, keeps D (before its
-sigmoid) flat at real images, where wgan_gp.py wants a slope of 1 between real and fake. It acts in each tenth
-step, ten times as strong. Without it, or with a gamma of 0.1, G drew nearly the same image for all z, in two
-epochs of 16 channels. Also new: D is told how much the images of a group differ (minibatch standard
+sigmoid) flat at real images, where wgan_gp.py wants a slope of 1 between real and fake. It acts in every
+tenth step, ten times as strong. Without it, or with a gamma of 0.1, G drew nearly the same image for all z,
+in two epochs with 16 channels. Also new: D is told how much the images of a group differ (minibatch standard
 deviation); weights are scaled in use, so that all layers learn at one pace (equalised learning rates);
 pictures come from a running average of G's weights.
 
 What to watch: interpolation.png, rows in pairs: an arc between two z above a line between their w.
-truncation.png: w drawn towards its mean, which trades variety for quality; psi = 1 is w itself, 0 the mean.
-(Digits with 0.7: recall 0.32, not 0.46; precision 0.74, not 0.71.) z_share: the part of the images' variance
-that z decides; near 0, G ignores z. path_z, path_w: squared rates of change of pixels along arcs and lines.
-That path_w is smaller shows nothing: with a linear G, an untrained mapping makes it a quarter of path_z.
+truncation.png: w drawn towards its mean, which trades variety for quality; --truncation 1 is w itself, 0 the
+mean. (Digits with 0.7: recall 0.32, not 0.46; precision 0.74, not 0.71.) z_share: the part of the images'
+variance that z decides; near 0, G ignores z. path_z, path_w: squared rates of change of pixels along arcs and
+lines. A smaller path_w proves nothing: with a linear G, an untrained mapping makes it a quarter of path_z.
 
 Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196 (equalised rates, minibatch deviation); 2019,
 1912.04958 (R1 in few steps); Mescheder et al. 2018, 1801.04406. Departures: full size from the start, small
 networks, gamma as at 1024x1024, a first constant from N(0, 1), not ones, D's halving before the second
-convolution of a stage, not in it, the fakes of D's step used again in G's, a rate of 2e-3, psi in all layers.
+convolution of a stage, not in it, the fakes of D's step used again in G's, a rate of 2e-3, truncation in all
+layers.
 """
 
 import argparse

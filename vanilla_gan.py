@@ -30,9 +30,9 @@ stays near -1. Both push a up, so the paper and this script train G with the sec
 
 What to watch: in one run L_D fell to 1.22 in epoch 3, then rose to 1.33, and in the end D(real) was 0.53,
 D(fake) 0.48: neither player is ahead. White specks stay; no layer knows which pixels are neighbours. With
-equal rates minimax did just as well in five epochs. To see its gradient vanish, let D run ahead: add --lr-d
-2e-3 --lr-g 2e-5 to the third command. In two seeds of three G then drew noise, where the default loss found
-outlines of digits. (In the plane, it was the other way round; why, we do not know.)
+equal rates minimax did as well (RESULTS.md, minimax). To see its gradient vanish, let D run ahead: add --lr-d
+2e-3 --lr-g 2e-5 to the third command. Then G drew noise for five epochs in two seeds of three, where the
+default loss found outlines of digits. (In the plane, it was the other way round; why, we do not know.)
 
 Paper: Goodfellow et al. 2014, arXiv 1406.2661, equation 1, proposition 1, theorem 1, algorithm 1 with one
 step of D for each of G, and with the second loss. Departures, from later practice: G with batch normalisation
