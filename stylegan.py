@@ -14,8 +14,8 @@ This adaptive instance normalisation first resets a map's mean and contrast, wha
 of them. So a style says how much each map counts in the next convolution, and in that one only; then the next
 style takes over. That makes styles exchangeable: some layers can take w from one image, the rest from another
 (mixing.png). To prepare them, nine of ten fakes in training are made from two w, the first up to a random
-layer, the second from there on: style mixing (--mixing). Detail that no style decides comes from noise: each
-layer adds one random picture to all its maps, with a learned strength for each map that starts at 0.
+layer, the second from there on: style mixing (--mixing; a short run was better without). Detail that no style
+decides comes from noise: each layer adds one random picture to all its maps, at learned strengths.
 
 Why map z at all? z has the same distribution whatever the data are, in a space Z; the space of w is W. If no
 old face in the data wears a cap, a G fed with z has to bend Z so that no z means that combination. With f in
@@ -23,10 +23,9 @@ between, W can have that gap itself. (In one short run, w told classes about as 
 
 L_D and L_G are those of vanilla_gan.py. R1, gamma / 2 E|grad_x D(x)|^2 with gamma = 10, keeps D (before its
 sigmoid) flat at real images, where wgan_gp.py wants a slope of 1 between real and fake. It acts in every
-tenth step, ten times as strong. Without it, or with a gamma of 0.1, G drew nearly the same image for all z,
-in two epochs with 16 channels. Also new: D is told how much the images of a group differ (minibatch standard
-deviation); weights are scaled in use, so that all layers learn at one pace (equalised learning rates);
-pictures come from a running average of G's weights.
+tenth step, ten times as strong. Without it, or with 0.1, short runs drew much the same image for all z; 100
+came closer. Also new: D is told how much the images of a group differ (minibatch standard deviation); weights
+are scaled in use, so that all layers learn alike (equalised rates); samples come from G's averaged weights.
 
 What to watch: interpolation.png, rows in pairs: an arc between two z above a line between their w.
 truncation.png: w drawn towards its mean, which trades variety for quality; --truncation 1 is w itself, 0 the
