@@ -216,7 +216,7 @@ def case(script):
     return CASES[script.SCRIPT]
 
 
-SAVEFIG = Figure.savefig
+SAVEFIG, FEW = Figure.savefig, 8
 
 
 def save_blank(figure, path):
@@ -228,7 +228,7 @@ def save_blank(figure, path):
 def light(monkeypatch):
     """Plots are blank, but in `watch` and where a test is about them; of paths there are few."""
     monkeypatch.setattr(Figure, "savefig", save_blank)
-    monkeypatch.setattr(stylegan, "PATHS", 8)
+    monkeypatch.setattr(stylegan, "PATHS", FEW)
 
 
 # %% Helpers
@@ -371,7 +371,7 @@ def work(function, args, folder, output, environ):
     for number in (1, 2):
         os.dup2(os.open(output or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(folder or ROOT)
-    Figure.savefig = save_blank
+    Figure.savefig, stylegan.PATHS = save_blank, FEW
     function(*args)
 
 
