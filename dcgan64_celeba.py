@@ -32,7 +32,7 @@ What helped is instance noise: Gaussian noise on every image that D sees, real o
 so D has to judge shapes and colours. The noise falls in a straight line from a standard deviation of 0.5
 (pixels are in [-1, 1]) to 0, so the details come last, and most epochs show grainy faces. Only the cartoons
 get it by default; --instance-noise 0 leaves it out. After 12 epochs the distance was 1378 with it and 3042
-without, in one run each (RESULTS.md, Faces). With dcgan_mnist.py it was a weak hint.
+without, in one run each (RESULTS.md, Faces). With dcgan_mnist.py there was only a weak hint that it helps.
 
 Papers: Radford et al. 2015, arXiv 1511.06434; Sonderby et al. 2016, 1610.04490 (instance noise). Departures,
 all but the noise as in PyTorch's example: kernels of 4 (the paper: 5), half the channels, z normal and not
