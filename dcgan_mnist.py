@@ -29,7 +29,7 @@ as deep and as blind (medians of three seeds, at rates chosen with three). Both 
 channels in D's first layer, not 64, to be fast.
 
 What to watch: the samples, because the losses do not tell how good they are. L_G says how G does against a D
-that learns, too: from the first epoch to the last it rose from 1.4 to 3.5, and the digits got better. Nor are
+that learns, too: from the first epoch to the last it more than doubled, and the digits got better. Nor are
 spikes of L_G a bad sign: rates of 2e-4 gave fewer, and worse digits. After each epoch the script looks for
 two failures. D wins: on average D(x) is above 0.9 r and D(G(z)) below 0.02 (--lr-g 1e-5 provokes it). Mode
 collapse: G draws nearly the same for any z, and `diversity`, how far apart samples are (1: as far as real

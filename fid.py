@@ -29,24 +29,22 @@ set: exp E[KL(p(c|i) || p(c))], KL the Kullback-Leibler divergence, from 1 to th
 high if the classifier is sure of each image i's class c, and all classes occur (here the mean over ten parts
 of the set).
 
-How they mislead. (1) The fewer the images, the larger the FID, because m and S are estimates. On a small
-classifier's features (see 4), MNIST's training and test sets are 60.6 apart with 500 images of each, 4.8
-with 10,000. Compare equal numbers only. (2) Resizing and rounding change features: send both sets through
-the same steps. (3) Other weights, other features or bf16 give other figures. This script says FID only
-for the FID authors' network, the weights that pytorch-fid released, and fp32. (4) Inception learned from
-photographs, not from digits or cartoons. For these, --features classifier trains a small network and
-compares its last hidden layer. (5) Blurs near the mean lie in many balls, and a few odd samples have
-balls that hold everything: read precision and recall together, and look. (6) The distance notices
-repetition late. Here 10,000 "samples" are a few of MNIST's training images, each again and again, moved
-by up to a pixel; the features are the classifier's:
-
-    originals               10      50     200   1,000  10,000
-    distance               533     133      39      25      18
-    recall               0.000   0.000   0.019   0.382   0.907
-
-Two hundred images are closer than vanilla_gan.py's samples after 50 epochs, which are at 56 to 70. The recall
-gives them away: most copies are there four times or more, so that their balls have no size. (7) Copies of all
-training images would do well in all of this: --neighbours shows them.
+How they mislead:
+(1) The fewer the images, the larger the FID, because m and S are estimates. On a small classifier's features
+    (see 4), MNIST's training and test sets are 60.6 apart with 500 images of each, 4.8 with 10,000. Compare
+    equal numbers only.
+(2) Resizing and rounding change features: send both sets through the same steps.
+(3) Other weights, other features or bf16 give other figures. This script says FID only for the FID authors'
+    network, the weights that pytorch-fid released, and fp32.
+(4) Inception learned from photographs, not from digits or cartoons. For these, --features classifier trains a
+    small network and compares its last hidden layer.
+(5) Blurs near the mean lie in many balls, and a few odd samples have balls that hold everything: read
+    precision and recall together, and look.
+(6) The distance notices repetition late. As 10,000 "samples" we took 200 of MNIST's training images, about
+    fifty times each, moved by up to a pixel. Their distance of 39 is less than that of vanilla_gan.py's
+    samples after 50 epochs, 56 to 70. Recall gives them away, with 0.019: most copies are there four times or
+    more, so that their balls have no size (RESULTS.md, Repeated images).
+(7) Copies of all training images would do well in all of this: --neighbours shows them.
 
 Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, 1801.01401 (KID);
 Kynkaanniemi et al. 2019, 1904.06991 (precision, recall); Salimans et al. 2016, 1606.03498 (Inception Score).
