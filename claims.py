@@ -602,13 +602,11 @@ CLAIMS = {
             styled("no mapping", "--mapping-layers 0"),
         ),
         ("precision", "recall", "moved", "bent", "straight_z", "straight_w", "skill_z", "skill_w"),
-        seeds=SEEDS[:1],
     ),
     "style-coarse-fine": Claim(
         "StyleGAN: styles of low resolution decide the shape, those of high resolution the surface",
         (styled("digits"), styled("garments", "--dataset fashion_mnist"), UNTRAINED),
         ("chance_class", *(f"{name}_{side}" for name in STYLED for side in (4, 8, 16))),
-        seeds=SEEDS[:1],
     ),
     "r1": Claim(
         "StyleGAN needs R1, and a gamma near 10",
@@ -618,7 +616,6 @@ CLAIMS = {
             styled("100", "--r1-weight 100").until(3750),
         ),
         ("classes", "precision", "recall", "diversity", "training diversity", "d_fake"),
-        seeds=SEEDS[:1],
     ),
     "style-mixing": Claim(
         "StyleGAN: images of two styles in training make styles exchangeable",
@@ -631,7 +628,6 @@ CLAIMS = {
             "confidence",
             "confidence of mixed",
         ),
-        seeds=SEEDS[:1],
     ),
     "hidden": Claim(
         "CycleGAN: a translation hides what it takes to undo it",
