@@ -23,13 +23,13 @@ between, W can have that gap itself. (In short runs, w told classes about as wel
 
 L_D and L_G are those of vanilla_gan.py. R1, gamma / 2 E|grad_x D(x)|^2 with gamma = 10, keeps D (before its
 sigmoid) flat at real images, where wgan_gp.py wants a slope of 1 between real and fake. It acts in every
-tenth step, ten times as strong. Without it, or with 0.1, short runs drew much the same image for all z; 100
-came closer. Also new: D is told how much the images of a group differ (minibatch standard deviation); weights
-are scaled in use, so that all layers learn alike (equalised rates); samples come from G's averaged weights.
+tenth step, ten times as strong. Without it, or with 0.1, short runs drew nearly one image for all z; 100 did
+better. Also new: D is told how much the images of a group differ (minibatch standard deviation); weights are
+scaled in use, so that all layers learn alike (equalised rates); samples come from G's averaged weights.
 
 What to watch: interpolation.png, rows in pairs: an arc between two z above a line between their w.
 truncation.png: w drawn towards its mean, which trades variety for quality; --truncation 1 is w itself, 0 the
-mean. (Digits with 0.7: recall 0.32, not 0.46; precision 0.74, not 0.71.) z_share: the part of the images'
+mean. (Digits with 0.7: recall 0.32, not 0.46; precision 0.735, not 0.705.) z_share: the part of the images'
 variance that z decides; near 0, G ignores z. path_z, path_w: squared rates of change of pixels along arcs and
 lines. A smaller path_w proves nothing: with a linear G, an untrained mapping makes it a quarter of path_z.
 
