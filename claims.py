@@ -287,7 +287,11 @@ LOSSES = {
     "relativistic, no penalty": "--loss relativistic --penalty-weight 0",
 }
 CLAIMS = {
-    "vanilla_gan": Claim("vanilla_gan.py, the run of full length", (VANILLA,)),
+    "vanilla_gan": Claim(
+        "vanilla_gan.py, the run of full length",
+        (VANILLA,),
+        ("precision", "recall", "classes", "entropy", "confidence"),
+    ),
     "dcgan_mnist": Claim(
         "dcgan_mnist.py, the run of full length",
         (DCGAN,),

@@ -42,7 +42,7 @@ How they mislead:
     precision and recall together, and look.
 (6) The distance notices repetition late. As 10,000 "samples" we took 200 of MNIST's training images, about
     fifty times each, moved by up to a pixel. Their distance of 39 is less than that of vanilla_gan.py's
-    samples after 50 epochs, 56 to 70. Recall gives them away, with 0.019: most copies are there four times or
+    samples after 50 epochs, 56 to 72. Recall gives them away, with 0.019: most copies are there four times or
     more, so that their balls have no size (RESULTS.md, Repeated images).
 (7) Copies of all training images would do well in all of this: --neighbours shows them.
 

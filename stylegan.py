@@ -23,9 +23,9 @@ between, W can have that gap itself. (In short runs, w told classes about as wel
 
 L_D and L_G are those of vanilla_gan.py. R1, gamma / 2 E|grad_x D(x)|^2 with gamma = 10, keeps D (before its
 sigmoid) flat at real images, where wgan_gp.py wants a slope of 1 between real and fake. It acts in every
-tenth step, ten times as strong. Without it, or with 0.1, short runs drew nearly one image for all z; 100 did
-better. Also new: D is told how much the images of a group differ (minibatch standard deviation); weights are
-scaled in use, so that all layers learn alike (equalised rates); samples come from G's averaged weights.
+tenth step, ten times as strong. Without it, or with 0.1, short runs drew nearly one image for all z. Also
+new: D is told how much the images of a group differ (minibatch standard deviation); weights are scaled in
+use, so that all layers learn alike (equalised rates); samples come from G's averaged weights.
 
 What to watch: interpolation.png, rows in pairs: an arc between two z above a line between their w.
 truncation.png: w drawn towards its mean, which trades variety for quality; --truncation 1 is w itself, 0 the
