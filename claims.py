@@ -633,6 +633,12 @@ CLAIMS = {
             "confidence of mixed",
         ),
     ),
+    "style-noise": Claim(
+        "StyleGAN: noise makes details, not content",
+        (styled("noise"), styled("no noise", "--no-noise")),
+        ("precision", "recall", "z_share", "noise_class", "noise_pixels", "confidence"),
+        seeds=SEEDS[:2],
+    ),
     "hidden": Claim(
         "CycleGAN: a translation hides what it takes to undo it",
         (other(CYCLE, "mosaic", "--task mosaic --epochs 1"),),
@@ -882,6 +888,25 @@ def mixed(script, generator, count):
 
 
 @torch.no_grad()
+def under_noise(script, generator, network, count=1000):
+    """What changes in images of the same w when only their noise is drawn anew.
+
+    noise_class: the share of `count` images that the classifier then puts in another class; noise_pixels: the
+    mean difference of pixels, over that of images of two w.
+    """
+    script.reseed("noise")
+    z = torch.randn(count, generator.latent_dim).to(generator.w_avg.device)
+    ws = generator.spread(generator.mapping(z))
+    generator.synthesis.train()  # fresh noise for each image
+    twice = [torch.cat([generator.synthesis(part) for part in ws.split(250)]) for _ in range(2)]
+    generator.synthesis.eval()
+    first, second = (x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8) for x in twice)
+    seen = [network(network.prepare(images))[1].argmax(1) for images in (first, second)]
+    change, whole = ((first.float() - x.float()).abs().mean().item() for x in (second, first.roll(1, 0)))
+    return {"noise_class": (seen[0] != seen[1]).double().mean().item(), "noise_pixels": change / whole}
+
+
+@torch.no_grad()
 def influence(script, generator, network, names, pairs=1000):
     """How much of what two images differ in has come over with the styles up to a resolution.
 
@@ -1072,6 +1097,7 @@ def follow(setting, seed, home, samples, device):
                     row |= influence(script, generator, judge.network, attributes(setting.args.dataset))
                     row |= exchanged(judge, images, mixed(script, generator, samples))
                     row |= moved(script, generator, folder / "checkpoint.pt")
+                    row |= under_noise(script, generator, judge.network)
                 row |= judge(images, labels)  # its diversity replaces that of batches in training
         rows.append(row)
         notes.write_text(json.dumps(rows, indent=1) + "\n")

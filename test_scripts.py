@@ -5153,6 +5153,33 @@ def test_claims_compare_mixtures_with_what_was_mixed(monkeypatch):
     assert found["confidence of mixed"] == pytest.approx(mixtures.softmax(1).amax(1).mean().item())
 
 
+def test_claims_measure_what_noise_changes():
+    """A generator whose noise flips a quarter of its images; classes are signs."""
+    torch.manual_seed(0)
+
+    class Synthesis(torch.nn.Module):
+        calls = 0
+
+        def forward(self, ws):
+            assert self.training  # else the noise would be the same for all
+            self.calls += 1
+            flip = torch.ones(len(ws), 1, 1, 1)
+            flip[: len(ws) // 4] = -1 if self.calls > 2 else 1
+            return flip * ws.sign()[..., None, None]
+
+    class Generator(torch.nn.Module):
+        latent_dim, w_avg, mapping, spread = 1, torch.zeros(1), torch.nn.Identity(), staticmethod(lambda w: w)
+        synthesis = Synthesis()
+
+    class Network:
+        prepare = staticmethod(lambda images: images.float() / 127.5 - 1)
+        __call__ = staticmethod(lambda x: (None, torch.cat([x, -x], 1).flatten(1)))
+
+    found = claims.under_noise(stylegan, Generator(), Network(), 500)
+    assert found["noise_class"] == 124 / 500  # 62 of each 250
+    assert found["noise_pixels"] == pytest.approx(0.25 / 0.5, rel=0.1)  # of two w, half differ
+
+
 def test_claims_measure_truncation(bench, monkeypatch):
     """A row for each psi, of what --generate --truncation makes; precisions count each class once."""
     flags = "--batch-size 4 --width 8 --latent-dim 16"
@@ -5440,6 +5467,7 @@ def test_claims_can_be_run(capsys):
                 "removed",
                 *("distance of mixed", "mixed from own", "own from own", "confidence of mixed"),
                 "training diversity",
+                *("noise_class", "noise_pixels"),
             }
             figures |= {"distance", "all heaps", "poorest", "lost", "moved", "first gradient", "first d_fake"}
             figures |= {f"{name}_{space}" for name in ("path", "straight", "skill") for space in "zw"}
