@@ -15,36 +15,23 @@ features it is no FID, only a distance:
 
     FID = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2))
 
-The last trace needs no matrix square root: if S1 = A A^T and S2 = B B^T, it is the sum of the singular values
-of A^T B. The kernel Inception distance, KID, assumes no Gaussian, and its estimate is unbiased. With features
-x, x' of two real images and y, y' of two samples, d numbers each, it is (here the mean over 100 random
-subsets of up to 1,000 images)
-
-    KID = E[k(x, x')] + E[k(y, y')] - 2 E[k(x, y)],    k(x, y) = (x.y / d + 1)^3
-
-Precision and recall separate two faults: samples that look wrong, and samples that lack variety. Each image
-gets a ball that reaches to its third nearest neighbour in its own set. Precision is the share of samples in
-some real image's ball, recall the share of real images in some sample's ball. The Inception Score needs one
-set: exp E[KL(p(c|i) || p(c))], KL the Kullback-Leibler divergence, from 1 to the number of classes. It is
-high if the classifier is sure of each image i's class c, and all classes occur (here the mean over ten parts
-of the set).
+The kernel Inception distance, KID, needs no Gaussians: it compares pairs of features by a cubic kernel, and
+its estimate is unbiased (squared_mmd). Precision and recall separate two faults, samples that look wrong and
+samples that lack variety. Each image gets a ball that reaches to its third nearest neighbour in its own set.
+Precision is the share of samples in some real image's ball, recall that of real images in some sample's ball.
+The Inception Score is high if the classifier is sure of each sample's class, and all classes occur.
 
 How they mislead:
-(1) The fewer the images, the larger the FID, because m and S are estimates. On a small classifier's features
-    (see 4), MNIST's training and test sets are 60.6 apart with 500 images of each, 4.8 with 10,000. Compare
-    equal numbers only.
-(2) Resizing and rounding change features: send both sets through the same steps.
-(3) Other weights, other features or bf16 give other figures. This script says FID only for the FID authors'
-    network, the weights that pytorch-fid released, and fp32.
-(4) Inception learned from photographs, not from digits or cartoons. For these, --features classifier trains a
+(1) The fewer the images, the larger the FID, because m and S are estimates. By --features classifier, MNIST's
+    training and test sets are 60.6 apart with 500 images of each, 4.8 with 10,000: compare equal numbers.
+(2) Resizing, rounding, other weights and bf16 change all figures: treat both sets alike. This script says FID
+    only in fp32 and for the FID authors' network, with the weights that pytorch-fid released.
+(3) Inception learned from photographs, not from digits or cartoons. For these, --features classifier trains a
     small network and compares its last hidden layer.
-(5) Blurs near the mean lie in many balls, and a few odd samples have balls that hold everything: read
-    precision and recall together, and look.
-(6) The distance notices repetition late. As 10,000 "samples" we took 200 of MNIST's training images, about
-    fifty times each, moved by up to a pixel. Their distance of 39 is less than that of vanilla_gan.py's
-    samples after 50 epochs, 56 to 72. Recall gives them away, with 0.019: most copies are there four times or
-    more, so that their balls have no size (RESULTS.md, Repeated images).
-(7) Copies of all training images would do well in all of this: --neighbours shows them.
+(4) Blurs near the mean lie in many balls, and a few odd samples have balls that hold everything: look, too.
+(5) The distance notices repetition late. 200 of MNIST's training images, about fifty times each and moved by
+    up to a pixel, are at 39, closer than vanilla_gan.py's samples after 50 epochs (56 to 72). Their recall of
+    0.019 gives them away. All training images, copied, would do well: --neighbours shows copies.
 
 Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, 1801.01401 (KID);
 Kynkaanniemi et al. 2019, 1904.06991 (precision, recall); Salimans et al. 2016, 1606.03498 (Inception Score).
@@ -295,7 +282,8 @@ def factor(sigma):
 def frechet_distance(mu1, sigma1, mu2, sigma2):
     """The squared 2-Wasserstein distance of two Gaussians, a scalar tensor (Heusel et al., equation 6).
 
-    Means (D,) and covariances (D, D), float64. Raises RuntimeError if the sizes differ.
+    Means (D,) and covariances (D, D), float64. Raises RuntimeError if the sizes differ. The trace of the root
+    needs no root of a matrix: if S1 = A A^T and S2 = B B^T, it is the sum of the singular values of A^T B.
     """
     product = factor(sigma1).T @ factor(sigma2)
     # The squares of its singular values. Rounding can make the smallest negative; their roots do not count.
@@ -305,7 +293,10 @@ def frechet_distance(mu1, sigma1, mu2, sigma2):
 
 
 def squared_mmd(x, y):
-    """The unbiased estimate of the KID from features x (M, D) and y (N, D); it can be negative."""
+    """The unbiased estimate of the KID from features x (M, D) and y (N, D); it can be negative.
+
+    E[k(x, x')] + E[k(y, y')] - 2 E[k(x, y)] with k(x, y) = (x.y / D + 1)^3 (Binkowski et al. 2018).
+    """
 
     def kernel(a, b):
         return (a @ b.T / a.shape[1] + 1) ** 3
@@ -358,7 +349,11 @@ def precision_recall(real, fake, k=3):
 
 
 def inception_score(logits, splits=10):
-    """Mean and standard deviation of the Inception Score of logits (N, classes) over equal parts of them."""
+    """Mean and standard deviation of the Inception Score of logits (N, classes) over equal parts of them.
+
+    exp E[KL(p(c|i) || p(c))], from 1 to the number of classes; KL is the Kullback-Leibler divergence between
+    the classes' probabilities of an image i and their mean over all images (Salimans et al. 2016).
+    """
     scores = []
     for part in logits.double().tensor_split(min(splits, len(logits))):
         log_p = part.log_softmax(1)

@@ -13,13 +13,13 @@ an affine map of its own, A and b, turns w into a style y: a scale and a shift f
 This adaptive instance normalisation first resets a map's mean and contrast, whatever earlier styles had made
 of them. So a style says how much each map counts in the next convolution, and in that one only; then the next
 style takes over. That makes styles exchangeable: some layers can take w from one image, the rest from another
-(mixing.png). To prepare them, nine of ten fakes in training are made from two w, the first up to a random
+(mixing.png). To prepare for that, nine of ten fakes in training are made from two w, the first up to a random
 layer, the second from there on: style mixing (--mixing; short runs drew better images without). Detail that
 no style decides comes from noise: each layer adds one random picture to all its maps, at learned strengths.
 
 Why map z at all? z has the same distribution whatever the data are, in a space Z; the space of w is W. If no
 old face in the data wears a cap, a G fed with z has to bend Z so that no z means that combination. With f in
-between, W can have that gap itself. (In short runs, w told classes about as well with f frozen.)
+between, W can have that gap itself. (In short runs w told the class as well if f never learned.)
 
 L_D and L_G are those of vanilla_gan.py. R1, gamma / 2 E|grad_x D(x)|^2 with gamma = 10, keeps D (before its
 sigmoid) flat at real images, where wgan_gp.py wants a slope of 1 between real and fake. It acts in every

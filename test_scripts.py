@@ -460,6 +460,11 @@ def test_script_sections_are_copied_by_one_command(tmp_path):
         assert "def fail(message_" in text
 
 
+def test_other_lessons_are_short():
+    for name in ("fid", "claims", "benchmark"):
+        assert ast.get_docstring(ast.parse((ROOT / f"{name}.py").read_text())).count("\n") < 40, name
+
+
 def test_script_has_the_frame(script):
     """Its sections are in order, its plumbing is the same text, no part is too long; it is alone."""
     titles = [title.split(":")[0] for title, _ in sections(script.SCRIPT)]
@@ -5175,7 +5180,9 @@ def test_claims_measure_what_noise_changes():
         prepare = staticmethod(lambda images: images.float() / 127.5 - 1)
         __call__ = staticmethod(lambda x: (None, torch.cat([x, -x], 1).flatten(1)))
 
-    found = claims.under_noise(stylegan, Generator(), Network(), 500)
+    generator = Generator().eval()
+    found = claims.under_noise(stylegan, generator, Network(), 500)
+    assert not generator.synthesis.training
     assert found["noise_class"] == 124 / 500  # 62 of each 250
     assert found["noise_pixels"] == pytest.approx(0.25 / 0.5, rel=0.1)  # of two w, half differ
 

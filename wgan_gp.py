@@ -30,10 +30,10 @@ a fresh batch, for one of G; Adam with betas (0, 0.9). The five steps are for th
 near its maximum. For samples one was better, in two and a half minutes each (RESULTS.md, n-critic).
 
 What to watch: the estimate E[C(x)] - E[C(G(z))]. In one run it fell from 2.1 after epoch 2 to 1.1 after epoch
-25, and the distance of fid.py from 438 to 60. (At first it rises while the digits get better; with one step
-of C for each of G, for most of a short run.) L_G says nothing, because C may add any constant to its scores.
-Compare estimates only between runs with the same critic, --n-critic and --gp-weight. An epoch is one pass of
-the critic over the data, so that G takes only a fifth as many steps.
+25, and the distance of fid.py from 438 to 60. (At first it rises, while the digits get better; with one step
+of C for each of G, it does so for most of a short run.) L_G says nothing, because C may add any constant to
+its scores. Compare estimates only between runs with the same critic, --n-critic and --gp-weight. An epoch is
+one pass of the critic over the data, so that G takes only a fifth as many steps.
 
 Paper: Gulrajani et al. 2017, arXiv 1704.00028, equation 3, proposition 1, algorithm 1; Arjovsky et al. 2017,
 arXiv 1701.07875. Departures: learning rates of 2e-3, with --shallow 3e-4 (the paper: 1e-4); networks and
