@@ -5174,15 +5174,14 @@ def test_claims_measure_what_noise_changes():
 
     class Generator(torch.nn.Module):
         latent_dim, w_avg, mapping, spread = 1, torch.zeros(1), torch.nn.Identity(), staticmethod(lambda w: w)
-        synthesis = Synthesis()
+        synthesis = Synthesis().eval()
 
     class Network:
         prepare = staticmethod(lambda images: images.float() / 127.5 - 1)
         __call__ = staticmethod(lambda x: (None, torch.cat([x, -x], 1).flatten(1)))
 
-    generator = Generator().eval()
-    found = claims.under_noise(stylegan, generator, Network(), 500)
-    assert not generator.synthesis.training
+    found = claims.under_noise(stylegan, Generator(), Network(), 500)
+    assert not Generator.synthesis.training
     assert found["noise_class"] == 124 / 500  # 62 of each 250
     assert found["noise_pixels"] == pytest.approx(0.25 / 0.5, rel=0.1)  # of two w, half differ
 
