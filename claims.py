@@ -637,7 +637,6 @@ CLAIMS = {
         "StyleGAN: noise makes details, not content",
         (styled("noise"), styled("no noise", "--no-noise")),
         ("precision", "recall", "z_share", "noise_class", "noise_pixels", "confidence"),
-        seeds=SEEDS[:2],
     ),
     "hidden": Claim(
         "CycleGAN: a translation hides what it takes to undo it",
