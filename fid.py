@@ -8,30 +8,30 @@
 A path is a folder of images (nested or not, any mode and size), a .npz file with the arrays mu and sigma
 (pytorch-fid writes and reads the same), or a data set: mnist:test, or mnist for its training set.
 
-These measures compare features of Inception v3, a classifier, and not pixels. Describe the features of each
-set, 2048 numbers an image, by a Gaussian, N(m1, S1) and N(m2, S2). The squared Frechet distance of the two
-(the squared 2-Wasserstein distance), on these features, is the Frechet Inception distance, FID. On other
+These measures look at features of Inception v3, a classifier, and not at pixels. Describe the features of
+each set, 2048 numbers an image, by a Gaussian, N(m1, S1) and N(m2, S2). The squared Frechet distance of the
+two (the squared 2-Wasserstein distance), on these features, is the Frechet Inception distance, FID. On other
 features it is no FID, only a distance:
 
     FID = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2))
 
-The kernel Inception distance, KID, needs no Gaussians: it compares pairs of features by a cubic kernel, and
-its estimate is unbiased (squared_mmd). Precision and recall separate two faults, samples that look wrong and
+The kernel Inception distance, KID, needs no Gaussians: it averages a similarity (a cubic kernel) of pairs of
+images, without bias (squared_mmd). Precision and recall separate two faults, samples that look wrong and
 samples that lack variety. Each image gets a ball that reaches to its third nearest neighbour in its own set.
 Precision is the share of samples in some real image's ball, recall that of real images in some sample's ball.
 The Inception Score is high if the classifier is sure of each sample's class, and all classes occur.
 
 How they mislead:
-(1) The fewer the images, the larger the FID, because m and S are estimates. By --features classifier, MNIST's
+(1) The fewer the images, the larger the FID, for errors of m and S add to it. On the features of (3), MNIST's
     training and test sets are 60.6 apart with 500 images of each, 4.8 with 10,000: compare equal numbers.
 (2) Resizing, rounding, other weights and bf16 change all figures: treat both sets alike. This script says FID
     only in fp32 and for the FID authors' network, with the weights that pytorch-fid released.
 (3) Inception learned from photographs, not from digits or cartoons. For these, --features classifier trains a
     small network and compares its last hidden layer.
-(4) Blurs near the mean lie in many balls, and a few odd samples have balls that hold everything: look, too.
-(5) The distance notices repetition late. 200 of MNIST's training images, about fifty times each and moved by
-    up to a pixel, are at 39, closer than vanilla_gan.py's samples after 50 epochs (56 to 72). Their recall of
-    0.019 gives them away. All training images, copied, would do well: --neighbours shows copies.
+(4) Blurs lie in many balls, which raises precision; odd samples have huge ones, which raises recall: look.
+(5) The distance hardly sees repetition. 200 of MNIST's training images, about fifty times each and moved by
+    up to a pixel, are at 39 from the test set, closer than vanilla_gan.py's samples (56 to 72). But their
+    recall is 0.019. Copies of all training images would do well: --neighbours shows them.
 
 Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, 1801.01401 (KID);
 Kynkaanniemi et al. 2019, 1904.06991 (precision, recall); Salimans et al. 2016, 1606.03498 (Inception Score).

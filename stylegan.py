@@ -11,33 +11,33 @@ an affine map of its own, A and b, turns w into a style y: a scale and a shift f
     AdaIN(x_i, y) = (1 + y_scale,i) (x_i - mean(x_i)) / std(x_i) + y_shift,i,    y = A w + b
 
 This adaptive instance normalisation first resets a map's mean and contrast, whatever earlier styles had made
-of them. So a style says how much each map counts in the next convolution, and in that one only; then the next
-style takes over. That makes styles exchangeable: some layers can take w from one image, the rest from another
-(mixing.png). To prepare for that, nine of ten fakes in training are made from two w, the first up to a random
-layer, the second from there on: style mixing (--mixing; short runs drew better images without). Detail that
-no style decides comes from noise: each layer adds one random picture to all its maps, at learned strengths.
+of them. So a style says how much each map counts in the next convolution; then the next style takes over.
+That lets some layers take w from one image, the rest from another. To prepare for that, nine of ten fakes in
+training have two w, one up to a random layer, then the other: style mixing (--mixing; short runs drew better
+images without). Detail that no style decides is to come from noise: each layer adds one random picture to all
+its maps, at learned strengths; in training a new one for each image, in samples the same for all.
 
 Why map z at all? z has the same distribution whatever the data are, in a space Z; the space of w is W. If no
 old face in the data wears a cap, a G fed with z has to bend Z so that no z means that combination. With f in
-between, W can have that gap itself. (In short runs w told the class as well if f never learned.)
+between, W can leave that corner empty. (In short runs w told the class no better than with an untrained f.)
 
 L_D and L_G are those of vanilla_gan.py. R1, gamma / 2 E|grad_x D(x)|^2 with gamma = 10, keeps D (before its
-sigmoid) flat at real images, where wgan_gp.py wants a slope of 1 between real and fake. It acts in every
-tenth step, ten times as strong. Without it, or with 0.1, short runs drew nearly one image for all z. Also
-new: D is told how much the images of a group differ (minibatch standard deviation); weights are scaled in
-use, so that all layers learn alike (equalised rates); samples come from G's averaged weights.
+sigmoid) flat at real images; wgan_gp.py wants a slope of 1 between real and fake. It acts in every tenth
+step, ten times as strong. Without it, or with 0.1, short runs drew nearly one image for all z. Also new: D is
+told how much the images of a group differ (minibatch standard deviation); weights are scaled in use, so that
+all layers learn alike (equalised rates); samples come from G's averaged weights.
 
 What to watch: interpolation.png, rows in pairs: an arc between two z above a line between their w.
-truncation.png: w drawn towards its mean, which trades variety for quality; --truncation 1 is w itself, 0 the
-mean. (Digits with 0.7: recall 0.32, not 0.46; precision 0.735, not 0.705.) z_share: the part of the images'
-variance that z decides; near 0, G ignores z. path_z, path_w: squared rates of change of pixels along arcs and
-lines. A smaller path_w proves nothing: with a linear G, an untrained mapping makes it a quarter of path_z.
+mixing.png: pairs of rows take their coarse (4x4, 8x8), middle (16x16) or fine styles from the image above,
+the rest from the left. truncation.png: w drawn towards its mean, in the last two columns past it;
+--truncation 1 is w itself, 0 the mean. (Digits with 0.7: recall 0.32, not 0.46; precision 0.735, not 0.705.)
+z_share: the part of the images' variance that z decides; near 0, G ignores z. path_z, path_w: the paper's
+path lengths, but of pixels, not of features. A smaller path_w proves nothing: an untrained f has it, too.
 
 Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196 (equalised rates, minibatch deviation); 2019,
 1912.04958 (R1 in few steps); Mescheder et al. 2018, 1801.04406. Departures: full size from the start, small
-networks, gamma as at 1024x1024, a first constant from N(0, 1), not ones, D's halving before the second
-convolution of a stage, not in it, the fakes of D's step used again in G's, a rate of 2e-3, truncation in all
-layers.
+networks, the gamma for 1024x1024, a first constant from N(0, 1), not ones; D halves before a stage's second
+convolution, not in it; G's step uses the fakes of D's step again; a rate of 2e-3; truncation in all layers.
 """
 
 import argparse

@@ -8,7 +8,7 @@ If the distributions of real and generated images do not overlap at all, some di
 without fail. Then the Jensen-Shannon divergence of vanilla_gan.py is log 2, however far apart they are, and
 the best D tells G nothing about where to go. The Wasserstein distance has no such plateau: it is the least
 work that turns one pile of probability into the other, mass times distance moved, and it shrinks as the fakes
-come closer. By a theorem of Kantorovich and Rubinstein it is a maximum, too, over C of slope at most 1:
+come closer. By a theorem of Kantorovich and Rubinstein it is also a maximum, over functions C of slope <= 1:
 
     W = max over C of   E[C(x)] - E[C(G(z))]
 
@@ -21,19 +21,19 @@ that is not 1, at points between real images and fakes:
     L_C = E[C(G(z))] - E[C(x)] + 10 E[(|gradient of C at x'| - 1)^2]
     L_G = -E[C(G(z))]
 
-Why there, and why 1? The best critic has slope 1 on the line from a real image to the fake that the least
-work moves it to. Nobody knows those pairs, so the algorithm draws them at random: an approximation.
+Why there, and why 1? The cheapest move pairs real images with fakes, and on the line between the two of a
+pair the best critic has slope 1. Nobody knows those pairs, so they are drawn at random: an approximation.
 
 Most of what is new against dcgan_mnist.py: no probability, so no sigmoid and no logarithm; no batch
 normalisation in the critic, since the penalty is about one image at a time; five steps of the critic, each on
-a fresh batch, for one of G; Adam with betas (0, 0.9). The five steps are for the estimate: C measures W only
-near its maximum. For samples one was better, in two and a half minutes each (RESULTS.md, n-critic).
+a fresh batch, for one of G; Adam with betas (0, 0.9). The five steps bring C near the maximum, for only there
+it measures W. With one, samples were better after the same two and a half minutes (RESULTS.md, n-critic).
 
 What to watch: the estimate E[C(x)] - E[C(G(z))]. In one run it fell from 2.1 after epoch 2 to 1.1 after epoch
-25, and the distance of fid.py from 438 to 60. (At first it rises, while the digits get better; with one step
-of C for each of G, it does so for most of a short run.) L_G says nothing, because C may add any constant to
-its scores. Compare estimates only between runs with the same critic, --n-critic and --gp-weight. An epoch is
-one pass of the critic over the data, so that G takes only a fifth as many steps.
+25, and the distance of fid.py from 438 to 60. (At first it rises, though the digits get better: no estimate
+is W itself. With one step of C for each of G, it does so for most of a short run.) L_G says nothing, because
+C may add any constant to its scores. Compare estimates only between runs with the same critic, --n-critic and
+--gp-weight. An epoch is one pass of the critic over the data, so that G takes only a fifth as many steps.
 
 Paper: Gulrajani et al. 2017, arXiv 1704.00028, equation 3, proposition 1, algorithm 1; Arjovsky et al. 2017,
 arXiv 1701.07875. Departures: learning rates of 2e-3, with --shallow 3e-4 (the paper: 1e-4); networks and
