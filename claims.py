@@ -21,11 +21,11 @@ and measured as fid.py --features classifier does, against the test set (made 64
 
 results/NAME.csv has these for each setting, seed and step, and the means over the 100 steps before of what
 the script reports; of pix2pix.py and cyclegan.py also what they measure on 1,000 test images, of stylegan.py
-also what the functions entanglement, influence, exchanged and moved find. A run of gan_2d.py takes seconds
-and measures itself, but for what own_figures adds; it has ten seeds and no classifier. Seconds are those of
-training alone, on the CPU those of its one core. The plot assets/claim_NAME.png shows the distance,
-or what else the claim is about, over the training, and samples of the first seed. A line is a run; where
-there are ten, it is their median, with half of them in the band around it. If NAME is that of a script,
+also what the functions entanglement, influence, exchanged, moved and under_noise find. A run of gan_2d.py
+takes seconds and measures itself, but for what own_figures adds; it has ten seeds and no classifier. Seconds
+are those of training alone, on the CPU those of its one core. The plot assets/claim_NAME.png shows the
+distance, or what else the claim is about, over the training, and samples of the first seed. A line is a run;
+where there are ten, it is their median, with half of them in the band around it. If NAME is that of a script,
 claim_NAME_losses.png is the plot of losses that the script made. While runs/claims is there, what was
 measured is not trained again, and what was stopped goes on. On the CPU a run has one thread, and as many run
 side by side as there are cores: that is faster than one after the other, and the figures do not depend on the
@@ -635,8 +635,17 @@ CLAIMS = {
     ),
     "style-noise": Claim(
         "StyleGAN: noise makes details, not content",
-        (styled("noise"), styled("no noise", "--no-noise")),
-        ("precision", "recall", "z_share", "noise_class", "noise_pixels", "confidence"),
+        (
+            styled("digits"),
+            styled("digits, no noise", "--no-noise"),
+            styled("garments", "--dataset fashion_mnist"),
+            styled("garments, no noise", "--dataset fashion_mnist --no-noise"),
+        ),
+        (
+            "recall",
+            "silent",
+            *(f"{what}_{name}" for name in ("pixels", "class", "coarse") for what in ("noise", "step")),
+        ),
     ),
     "hidden": Claim(
         "CycleGAN: a translation hides what it takes to undo it",
@@ -858,15 +867,17 @@ def moved(script, generator, checkpoint):
     return {"moved": changed.item(), "bent": (rest.square().mean() / now.var(0).mean()).item()}
 
 
+def apart(first, second):
+    """The distance of two sets of images that a Judge has measured."""
+    return fid.frechet_distance(first.mu, first.sigma, second.mu, second.sigma).item()
+
+
 def exchanged(judge, images, mixtures):
     """How far images of three styles are from real images, and from images of a style of their own.
 
     uint8 images (N, C, H, W) both. The latter distance is of N / 2 images each, and so is `own from own`, of
     the two halves of those of one style.
     """
-
-    def apart(first, second):
-        return fid.frechet_distance(first.mu, first.sigma, second.mu, second.sigma).item()
 
     sets = mixtures, mixtures.chunk(2)[1], *images.chunk(2)
     found, half, *parts = (judge.measure("samples", some) for some in sets)
@@ -887,22 +898,71 @@ def mixed(script, generator, count):
 
 
 @torch.no_grad()
-def under_noise(script, generator, network, count=1000):
-    """What changes in images of the same w when only their noise is drawn anew.
+def silent(script, generator, count):
+    """uint8 images (N, C, H, W) of a generator whose noise is switched off after training."""
+    quiet = copy.deepcopy(generator)
+    for layer in quiet.synthesis.layers:
+        layer.strength.zero_()
+    script.reseed("silent")
+    return script.sample(quiet, torch.randn(count, generator.latent_dim).to(generator.w_avg.device))
 
-    noise_class: the share of `count` images that the classifier then puts in another class; noise_pixels: the
-    mean difference of pixels, over that of images of two w.
+
+@torch.no_grad()
+def renoised(generator, ws, sides):
+    """uint8 images (N, C, H, W) of ws (N, layers, latent_dim); the layers of these sizes get new noise."""
+    generator.synthesis.eval()
+    for layer in generator.synthesis.layers:
+        layer.train(layer.noise.shape[-1] in sides)  # in eval mode it has the same noise for all images
+    images = torch.cat([generator.synthesis(part) for part in ws.split(250)])
+    generator.synthesis.eval()
+    return images.add(1).mul(127.5).round().to(torch.uint8)
+
+
+@torch.no_grad()
+def under_noise(script, generator, network, names, count=4000):
+    """What new noise changes in images whose w stays the same, and what a small step of w changes in them.
+
+    noise_pixels: the mean absolute difference of pixels, over that of images of two w and one noise;
+    noise_pixels_4 (8, and so on): with new noise in the layers of that size alone. noise_class: the share of
+    `count` images that the classifier then puts in another class; noise_sure_class: that share of the images
+    of whose class it was sure (above 0.9) before. `names` are the attributes that it knows. noise_coarse: the
+    share of the squared change that is left after each 4x4 pixels got their mean; 1/16 if the changes of all
+    pixels are independent.
+
+    Weak noise changes little of anything. So there are step_class, step_coarse and so on as well, the same
+    figures for a step of w towards another one that is as long as it takes to change as many pixels. Noise
+    that spares the content changes classes less often than that.
     """
     script.reseed("noise")
-    z = torch.randn(count, generator.latent_dim).to(generator.w_avg.device)
-    ws = generator.spread(generator.mapping(z))
-    generator.synthesis.train()  # fresh noise for each image
-    twice = [torch.cat([generator.synthesis(part) for part in ws.split(250)]) for _ in range(2)]
-    generator.synthesis.eval()
-    first, second = (x.clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8) for x in twice)
-    seen = [network(network.prepare(images))[1].argmax(1) for images in (first, second)]
-    change, whole = ((first.float() - x.float()).abs().mean().item() for x in (second, first.roll(1, 0)))
-    return {"noise_class": (seen[0] != seen[1]).double().mean().item(), "noise_pixels": change / whole}
+    ws = generator.mapping(torch.randn(count, generator.latent_dim).to(generator.w_avg.device))
+    ws, others = generator.spread(ws), generator.spread(ws.roll(1, 0))
+    sides = list(dict.fromkeys(layer.noise.shape[-1] for layer in generator.synthesis.layers))
+    before = renoised(generator, ws, ())
+
+    def change(images):
+        return images.double() - before.double()
+
+    def look(images):
+        logits = torch.cat([network(network.prepare(part))[1] for part in images.split(500)])
+        parts = logits.split(getattr(network, "classes", [logits.shape[1]]), 1)
+        return [part.softmax(1).max(1) for part in parts]  # how sure it is, and of which class
+
+    def pixels(images):
+        return (change(images).abs().mean() / change(before.roll(1, 0)).abs().mean()).item()
+
+    noisy, way = renoised(generator, ws, sides), 0.05
+    for _ in range(4):
+        stepped = renoised(generator, ws.lerp(others, way), ())
+        way *= pixels(noisy) / max(pixels(stepped), 1e-9)
+    found = {f"noise_pixels_{side}": pixels(renoised(generator, ws, (side,))) for side in sides}
+    for what, images in (("noise", noisy), ("step", stepped)):
+        coarse = F.avg_pool2d(change(images), 4).square().mean() / change(images).square().mean()
+        found |= {f"{what}_pixels": pixels(images), f"{what}_coarse": coarse.item()}
+        for name, (sure, old), (_, new) in zip(names, look(before), look(images)):
+            other = (old != new).double()
+            found |= {f"{what}_{name}": other.mean().item()}
+            found |= {f"{what}_sure_{name}": other[sure > 0.9].mean().item()}
+    return found
 
 
 @torch.no_grad()
@@ -1096,7 +1156,10 @@ def follow(setting, seed, home, samples, device):
                     row |= influence(script, generator, judge.network, attributes(setting.args.dataset))
                     row |= exchanged(judge, images, mixed(script, generator, samples))
                     row |= moved(script, generator, folder / "checkpoint.pt")
-                    row |= under_noise(script, generator, judge.network)
+                    if generator.synthesis.layers[0].strength is not None:
+                        row |= under_noise(script, generator, judge.network, attributes(setting.args.dataset))
+                        found = judge.measure("samples", silent(script, generator, samples))
+                        row |= {"silent": apart(judge.reference, found)}
                 row |= judge(images, labels)  # its diversity replaces that of batches in training
         rows.append(row)
         notes.write_text(json.dumps(rows, indent=1) + "\n")
@@ -1355,6 +1418,41 @@ def styles(device):
         yield row | {"wrong": (part.argmax(1) != truth).double().mean().item()}
 
 
+def draw_noise(script, generator, path, faces=3, columns=4):
+    """A row for each image: with the noise of all samples, with new noise, and how much its pixels vary.
+
+    The last one is the standard deviation of 100 images, the mean over the colours; the largest is white.
+    """
+    script.reseed("noise")
+    w = generator.mapping(torch.randn(faces, generator.latent_dim).to(generator.w_avg.device))
+    sides = {layer.noise.shape[-1] for layer in generator.synthesis.layers}
+    plain = renoised(generator, generator.spread(w), ())[:, None]
+    many = torch.stack([renoised(generator, generator.spread(w), sides) for _ in range(100)], 1)
+    deviation = many.double().std(1).mean(1, keepdim=True).expand_as(plain[:, 0])
+    last = (deviation / deviation.max() * 255).round().to(torch.uint8)[:, None]
+    rows = torch.cat([plain, many[:, :columns], last], 1).flatten(0, 1).cpu()
+    grid = to_pil_image(make_grid(rows, columns + 2, pad_value=255))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.NEAREST).save(path)
+
+
+@torch.no_grad()
+def noise(device):
+    """Rows of a table: what new noise changes in a face, and what a small step of w changes in it.
+
+    See under_noise. The faces are those of pretrained/stylegan.pt; three of them are in assets/noise.png. The
+    columns that end in "sure" are about faces of whose attribute the classifier was sure.
+    """
+    script = importlib.import_module("stylegan")
+    network, _ = fid.load_classifier("faces", "data", device)
+    generator, names = averaged(script, "pretrained/stylegan.pt", str(device)), attributes("faces")
+    draw_noise(script, generator, PLOTS / "noise.png")
+    found = under_noise(script, generator, network.to(device), names, 2000)
+    kinds = {"noise": "noise", "step": "step", "noise, sure": "noise_sure", "step, sure": "step_sure"}
+    for key in ("pixels", *(f"pixels_{2**k}" for k in range(2, 7)), "coarse", *names):
+        yield {"figure": key} | {kind: found.get(f"{start}_{key}", "") for kind, start in kinds.items()}
+
+
 EXTRA = {
     "baselines": baselines,
     "sight": sight,
@@ -1362,6 +1460,7 @@ EXTRA = {
     "garments": garments,
     "truncation": truncation,
     "styles": styles,
+    "noise": noise,
 }
 
 
@@ -1441,6 +1540,8 @@ def column(name, runs):
         return spread([max(1, *rise) - 1 for rise in rises], ".0%")
     if name == "error":  # cyclegan.py has two
         name = next(name for name in ("error", "a2b_error") if ends[0].get(name) is not None)
+    if name.startswith(("silent", "noise_", "step_")) and ends[0].get(name) is None:
+        return ""  # it was built without noise
     small = name.endswith(("error", "plain", "swapped", "removed", "evidence"))  # differences of pixels
     form = "g" if name in ("modes", "lost") else ".0f" if name == "classes" else ".4f" if small else None
     return spread((end[name] for end in ends), form)

@@ -4831,6 +4831,8 @@ def test_claims_arithmetic():
     assert claims.column("distance doubled", runs[2:]) == "10"  # 3 is more than 2 * 1
     assert claims.column("error", [[{"error": 0.5, "a2b_error": None, "distance": 1}]]) == "0.5000"
     assert claims.column("error", [[{"error": None, "a2b_error": 0.25, "distance": 1}]]) == "0.2500"
+    assert claims.column("step_class", [[{"step_class": 0.25, "distance": 1}]]) == "0.250"
+    assert claims.column("silent", [[{"silent": None, "distance": 1}]]) == ""  # stylegan.py --no-noise
     for i, run in enumerate(runs):
         for row in run:
             row["wasserstein"] = (1, -1, 2)[i] * row["step"]
@@ -5159,31 +5161,121 @@ def test_claims_compare_mixtures_with_what_was_mixed(monkeypatch):
 
 
 def test_claims_measure_what_noise_changes():
-    """A generator whose noise flips a quarter of its images; classes are signs."""
-    torch.manual_seed(0)
+    """Noise of 4x4 inverts a tenth of the images, that of 8x8 lays a chequered pattern over all."""
+    pattern = torch.ones(8, 8)
+    pattern[::2, ::2] = pattern[1::2, 1::2] = -1
 
-    class Synthesis(torch.nn.Module):
-        calls = 0
+    class Layer(nn.Module):
+        def __init__(self, side):
+            super().__init__()
+            self.register_buffer("noise", torch.zeros(1, 1, side, side))
+
+    class Synthesis(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList([Layer(4), Layer(4), Layer(8)])
 
         def forward(self, ws):
-            assert self.training  # else the noise would be the same for all
-            self.calls += 1
-            flip = torch.ones(len(ws), 1, 1, 1)
-            flip[: len(ws) // 4] = -1 if self.calls > 2 else 1
-            return flip * ws.sign()[..., None, None]
+            assert not self.training  # else images would leave [-1, 1]
+            assert ws.shape[1:] == (3, 1)
+            x, flip = ws[:, :1, :, None].expand(-1, 1, 8, 8), torch.ones(len(ws), 1, 1, 1)
+            flip[:25] = -1 if self.layers[0].training and self.layers[1].training else 1
+            return flip * x + 0.1 * pattern * self.layers[2].training
 
-    class Generator(torch.nn.Module):
-        latent_dim, w_avg, mapping, spread = 1, torch.zeros(1), torch.nn.Identity(), staticmethod(lambda w: w)
-        synthesis = Synthesis().eval()
+    class Generator:
+        latent_dim, w_avg, synthesis = 1, torch.zeros(1), Synthesis()  # in training mode
+        mapping = staticmethod(lambda z: z.sign() * torch.where(z.abs() > 0.7, 0.6, 0.2))
+        spread = staticmethod(lambda w: w[:, None].expand(-1, 3, 1))
 
-    class Network:
-        prepare = staticmethod(lambda images: images.float() / 127.5 - 1)
-        __call__ = staticmethod(lambda x: (None, torch.cat([x, -x], 1).flatten(1)))
+    class Network:  # is sure of the light at 0.6, not at 0.2, and never of the hue
+        prepare, classes = staticmethod(lambda images: images.float() / 127.5 - 1), [2, 3]
+        __call__ = staticmethod(
+            lambda x: (None, torch.stack([8 * x.mean((1, 2, 3)), *torch.zeros(4, len(x))], 1))
+        )
 
-    found = claims.under_noise(stylegan, Generator(), Network(), 500)
-    assert not Generator.synthesis.training
-    assert found["noise_class"] == 124 / 500  # 62 of each 250
-    assert found["noise_pixels"] == pytest.approx(0.25 / 0.5, rel=0.1)  # of two w, half differ
+    found = claims.under_noise(stylegan, Generator(), Network(), ["light", "hue"], 500)
+    assert not any(module.training for module in Generator.synthesis.modules())
+    stylegan.reseed("noise")
+    w = Generator.mapping(torch.randn(500, 1))[:, 0].double()
+    first = torch.arange(500) % 250 < 25
+    whole, turned = (w - w.roll(1)).abs().mean(), 2 * w.abs() * first
+    noisy = torch.where(first, 2 * w.abs(), 0.1).mean()
+    way = noisy / whole  # of the way to the other w
+    step = way * (w.roll(1) - w)
+    expected = {
+        "noise_pixels_4": turned.mean() / whole,
+        "noise_pixels_8": 0.1 / whole,
+        "noise_pixels": noisy / whole,
+        "noise_coarse": turned.square().mean() / (turned.square().mean() + 0.01),
+        "noise_light": 0.1,
+        "noise_sure_light": first[w.abs() > 0.5].double().mean(),
+        "step_pixels": noisy / whole,
+        "step_coarse": 1.0,
+        "step_light": (w.sign() != (w + step).sign()).double().mean(),
+        "step_sure_light": 0.0,
+        **{"noise_hue": 0.0, "step_hue": 0.0},
+        **{"noise_sure_hue": math.nan, "step_sure_hue": math.nan},
+    }
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), rel=0.03, nan_ok=True), name
+    assert 0.1 < way < 0.4
+    assert found["step_light"] > 0.05  # a small bright image next to a large dark one
+
+
+@pytest.mark.slow
+def test_claims_switch_noise_off(styled):
+    """As in a generator that was built without; the original keeps its noise."""
+    generator = copy.deepcopy(styled[0])
+    for layer in generator.synthesis.layers:
+        layer.strength.data += 1
+    images = claims.silent(stylegan, generator, 300)
+    bare = stylegan.Generator(width=8, latent_dim=16, noise=False)
+    bare.load_state_dict({k: v for k, v in generator.state_dict().items() if "strength" not in k})
+    stylegan.reseed("silent")
+    z = torch.randn(300, 16)
+    assert images.equal(stylegan.sample(bare, z))
+    assert not images.equal(stylegan.sample(generator, z))
+
+
+@pytest.mark.slow
+def test_claims_show_what_noise_changes_in_a_face(styled, monkeypatch, tmp_path):
+    """A row for each figure and each attribute; below each other three faces, with new noise in columns."""
+    generator, names, asked = copy.deepcopy(styled[0]), claims.attributes("faces"), []
+    generator.synthesis.layers[-1].strength.data += 0.5
+    generator.synthesis.to_rgb.weight.data /= 10  # else most pixels are black or white
+
+    def under_noise(script, generator, network, names, count):
+        asked.append((generator.latent_dim, generator.synthesis.layers[-1].noise.shape[-1], count))
+        found = {f"noise_pixels_{2**k}": k for k in range(2, 7)}
+        for i, key in enumerate(("pixels", "coarse", *names)):
+            found |= {f"noise_{key}": 10 + i, f"step_{key}": 30 + i}
+        return found | {f"{what}_sure_{name}": what for name in names for what in ("noise", "step")}
+
+    monkeypatch.setattr(claims, "PLOTS", tmp_path)
+    monkeypatch.setattr(claims, "under_noise", under_noise)
+    monkeypatch.setattr(fid, "load_classifier", lambda *args: (torch.nn.Identity(), "told"))
+    rows = {row["figure"]: [*row.values()][1:] for row in claims.noise("cpu")}
+    assert asked == [(128, 64, 2000)]
+    assert [*rows] == ["pixels", *(f"pixels_{2**k}" for k in range(2, 7)), "coarse", *names]
+    assert rows["pixels"] == [10, 30, "", ""]
+    assert rows["pixels_8"] == [3, "", "", ""]
+    assert rows["skin"] == [12 + names.index("skin"), 32 + names.index("skin"), "noise", "step"]
+    assert (tmp_path / "noise.png").is_file()
+
+    claims.draw_noise(stylegan, generator, tmp_path / "some.png")
+    picture = np.array(Image.open(tmp_path / "some.png"))[::2, ::2, 0]  # each pixel is there twice, both ways
+    cells = [[picture[2 + 34 * y :][:32, 2 + 34 * x :][:, :32] for x in range(6)] for y in range(3)]
+    stylegan.reseed("noise")
+    w = generator.mapping(torch.randn(3, 16))
+    for row, image in zip(cells, stylegan.sample(generator.synthesis, generator.spread(w))[:, 0].numpy()):
+        assert (row[0] == image).all()
+        fresh = np.stack(row[1:5]).astype(float)
+        assert (fresh.std(0) > 0).mean() > 0.9
+        assert row[5].mean() > 20  # pixels are independent, and so is how much they vary
+    assert max(row[5].max() for row in cells) == 255
+    still = [np.abs(row[1].astype(float) - row[0]).mean() / row[5].mean() for row in cells]
+    assert max(still) / min(still) < 1.2  # it is the same multiple of the deviation in all rows
 
 
 def test_claims_measure_truncation(bench, monkeypatch):
@@ -5473,7 +5565,8 @@ def test_claims_can_be_run(capsys):
                 "removed",
                 *("distance of mixed", "mixed from own", "own from own", "confidence of mixed"),
                 "training diversity",
-                *("noise_class", "noise_pixels"),
+                "silent",
+                *(f"{what}_{name}" for what in ("noise", "step") for name in ("pixels", "class", "coarse")),
             }
             figures |= {"distance", "all heaps", "poorest", "lost", "moved", "first gradient", "first d_fake"}
             figures |= {f"{name}_{space}" for name in ("path", "straight", "skill") for space in "zw"}
