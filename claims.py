@@ -642,9 +642,8 @@ CLAIMS = {
             styled("garments, no noise", "--dataset fashion_mnist --no-noise"),
         ),
         (
-            "recall",
-            "silent",
-            *(f"{what}_{name}" for name in ("pixels", "class", "coarse") for what in ("noise", "step")),
+            *("fixed", "fresh", "silent", "noise_pixels"),
+            *(f"{what}_{name}" for name in ("class", "coarse") for what in ("noise", "step", "speckle")),
         ),
     ),
     "hidden": Claim(
@@ -898,70 +897,83 @@ def mixed(script, generator, count):
 
 
 @torch.no_grad()
-def silent(script, generator, count):
-    """uint8 images (N, C, H, W) of a generator whose noise is switched off after training."""
-    quiet = copy.deepcopy(generator)
-    for layer in quiet.synthesis.layers:
-        layer.strength.zero_()
-    script.reseed("silent")
-    return script.sample(quiet, torch.randn(count, generator.latent_dim).to(generator.w_avg.device))
-
-
-@torch.no_grad()
-def renoised(generator, ws, sides):
-    """uint8 images (N, C, H, W) of ws (N, layers, latent_dim); the layers of these sizes get new noise."""
+def renoised(generator, ws, sides=None):
+    """uint8 images (N, C, H, W) of ws (N, layers, latent_dim); layers of `sides` (or all) get new noise."""
     generator.synthesis.eval()
-    for layer in generator.synthesis.layers:
-        layer.train(layer.noise.shape[-1] in sides)  # in eval mode it has the same noise for all images
+    for layer in generator.synthesis.layers:  # in eval mode a layer has the same noise for all images
+        layer.train(sides is None or layer.noise.shape[-1] in sides)
     images = torch.cat([generator.synthesis(part) for part in ws.split(250)])
     generator.synthesis.eval()
     return images.add(1).mul(127.5).round().to(torch.uint8)
 
 
 @torch.no_grad()
+def voices(script, generator, count):
+    """uint8 images (N, C, H, W) of the same z, by what noise they have.
+
+    fixed: the same for all, as all samples have; fresh: new noise for each image; silent: none.
+    """
+    script.reseed("voices")
+    z = torch.randn(count, generator.latent_dim).to(generator.w_avg.device)
+    ws, quiet = generator.spread(generator.mapping(z)), copy.deepcopy(generator)
+    for layer in quiet.synthesis.layers:
+        layer.strength.zero_()
+    found = {"fixed": renoised(generator, ws, ()), "fresh": renoised(generator, ws)}
+    return found | {"silent": renoised(quiet, ws, ())}
+
+
+@torch.no_grad()
 def under_noise(script, generator, network, names, count=4000):
-    """What new noise changes in images whose w stays the same, and what a small step of w changes in them.
+    """What new noise changes in images whose w stays the same, and what other changes of that size do.
 
     noise_pixels: the mean absolute difference of pixels, over that of images of two w and one noise;
     noise_pixels_4 (8, and so on): with new noise in the layers of that size alone. noise_class: the share of
     `count` images that the classifier then puts in another class; noise_sure_class: that share of the images
-    of whose class it was sure (above 0.9) before. `names` are the attributes that it knows. noise_coarse: the
-    share of the squared change that is left after each 4x4 pixels got their mean; 1/16 if the changes of all
-    pixels are independent.
+    of whose class it was sure (above 0.9) before; sure_class: how many these are. `names` are the attributes
+    that it knows. noise_coarse: the share of the squared change that is left after averaging over blocks of
+    4x4; 1/16 if the changes of all pixels are independent.
 
-    Weak noise changes little of anything. So there are step_class, step_coarse and so on as well, the same
-    figures for a step of w towards another one that is as long as it takes to change as many pixels. Noise
-    that spares the content changes classes less often than that.
+    Weak noise changes little of anything, and what is fine changes little of what a classifier sees. So there
+    are the same figures for two other changes of as many pixels. step_class and so on: w goes some way
+    towards another. speckle_class and so on: the changes by noise, but at each pixel with a sign by chance.
     """
     script.reseed("noise")
     ws = generator.mapping(torch.randn(count, generator.latent_dim).to(generator.w_avg.device))
     ws, others = generator.spread(ws), generator.spread(ws.roll(1, 0))
-    sides = list(dict.fromkeys(layer.noise.shape[-1] for layer in generator.synthesis.layers))
-    before = renoised(generator, ws, ())
+    before, noisy = renoised(generator, ws, ()), renoised(generator, ws)
+    signs = torch.randint(2, (count, 1, *before.shape[2:])).to(before.device) * 2 - 1
 
     def change(images):
         return images.double() - before.double()
+
+    def pixels(images):
+        return (change(images).abs().mean() / change(before.roll(1, 0)).abs().mean()).item()
 
     def look(images):
         logits = torch.cat([network(network.prepare(part))[1] for part in images.split(500)])
         parts = logits.split(getattr(network, "classes", [logits.shape[1]]), 1)
         return [part.softmax(1).max(1) for part in parts]  # how sure it is, and of which class
 
-    def pixels(images):
-        return (change(images).abs().mean() / change(before.roll(1, 0)).abs().mean()).item()
+    def step(way):
+        return renoised(generator, ws.lerp(others, way), ())
 
-    noisy, way = renoised(generator, ws, sides), 0.05
-    for _ in range(4):
-        stepped = renoised(generator, ws.lerp(others, way), ())
-        way *= pixels(noisy) / max(pixels(stepped), 1e-9)
-    found = {f"noise_pixels_{side}": pixels(renoised(generator, ws, (side,))) for side in sides}
-    for what, images in (("noise", noisy), ("step", stepped)):
+    def speckle(size):
+        return (before + size * signs * change(noisy)).clamp(0, 255).round().to(torch.uint8)
+
+    found, changed = {}, {"noise": noisy}
+    for what, make, size in (("step", step, 0.05), ("speckle", speckle, 1.0)):
+        for _ in range(4):  # until it changes as many pixels
+            changed[what] = make(size)
+            size *= pixels(noisy) / max(pixels(changed[what]), 1e-9)
+    for side in dict.fromkeys(layer.noise.shape[-1] for layer in generator.synthesis.layers):
+        found[f"noise_pixels_{side}"] = pixels(renoised(generator, ws, (side,)))
+    for what, images in changed.items():
         coarse = F.avg_pool2d(change(images), 4).square().mean() / change(images).square().mean()
         found |= {f"{what}_pixels": pixels(images), f"{what}_coarse": coarse.item()}
         for name, (sure, old), (_, new) in zip(names, look(before), look(images)):
-            other = (old != new).double()
-            found |= {f"{what}_{name}": other.mean().item()}
-            found |= {f"{what}_sure_{name}": other[sure > 0.9].mean().item()}
+            other, sure = (old != new).double(), sure > 0.9
+            found |= {f"sure_{name}": sure.double().mean().item(), f"{what}_{name}": other.mean().item()}
+            found |= {f"{what}_sure_{name}": other[sure].mean().item()}
     return found
 
 
@@ -1158,8 +1170,8 @@ def follow(setting, seed, home, samples, device):
                     row |= moved(script, generator, folder / "checkpoint.pt")
                     if generator.synthesis.layers[0].strength is not None:
                         row |= under_noise(script, generator, judge.network, attributes(setting.args.dataset))
-                        found = judge.measure("samples", silent(script, generator, samples))
-                        row |= {"silent": apart(judge.reference, found)}
+                        for voice, drawn in voices(script, generator, samples).items():
+                            row |= {voice: apart(judge.reference, judge.measure("samples", drawn))}
                 row |= judge(images, labels)  # its diversity replaces that of batches in training
         rows.append(row)
         notes.write_text(json.dumps(rows, indent=1) + "\n")
@@ -1421,15 +1433,14 @@ def styles(device):
 def draw_noise(script, generator, path, faces=3, columns=4):
     """A row for each image: with the noise of all samples, with new noise, and how much its pixels vary.
 
-    The last one is the standard deviation of 100 images, the mean over the colours; the largest is white.
+    The last one is eight times the standard deviation of 100 images, the mean over the colours.
     """
     script.reseed("noise")
     w = generator.mapping(torch.randn(faces, generator.latent_dim).to(generator.w_avg.device))
-    sides = {layer.noise.shape[-1] for layer in generator.synthesis.layers}
     plain = renoised(generator, generator.spread(w), ())[:, None]
-    many = torch.stack([renoised(generator, generator.spread(w), sides) for _ in range(100)], 1)
+    many = torch.stack([renoised(generator, generator.spread(w)) for _ in range(100)], 1)
     deviation = many.double().std(1).mean(1, keepdim=True).expand_as(plain[:, 0])
-    last = (deviation / deviation.max() * 255).round().to(torch.uint8)[:, None]
+    last = (8 * deviation).round().clamp(max=255).to(torch.uint8)[:, None]
     rows = torch.cat([plain, many[:, :columns], last], 1).flatten(0, 1).cpu()
     grid = to_pil_image(make_grid(rows, columns + 2, pad_value=255))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -1438,19 +1449,20 @@ def draw_noise(script, generator, path, faces=3, columns=4):
 
 @torch.no_grad()
 def noise(device):
-    """Rows of a table: what new noise changes in a face, and what a small step of w changes in it.
+    """Rows of a table: what new noise changes in a face, and what other changes of as many pixels do.
 
     See under_noise. The faces are those of pretrained/stylegan.pt; three of them are in assets/noise.png. The
-    columns that end in "sure" are about faces of whose attribute the classifier was sure.
+    columns that end in "sure" are about faces of whose attribute the classifier was sure, a share of `sure`.
     """
     script = importlib.import_module("stylegan")
     network, _ = fid.load_classifier("faces", "data", device)
     generator, names = averaged(script, "pretrained/stylegan.pt", str(device)), attributes("faces")
     draw_noise(script, generator, PLOTS / "noise.png")
     found = under_noise(script, generator, network.to(device), names, 2000)
-    kinds = {"noise": "noise", "step": "step", "noise, sure": "noise_sure", "step, sure": "step_sure"}
+    columns = {what: what for what in ("noise", "step", "speckle", "sure")}
+    columns |= {f"{what}, sure": f"{what}_sure" for what in ("noise", "step", "speckle")}
     for key in ("pixels", *(f"pixels_{2**k}" for k in range(2, 7)), "coarse", *names):
-        yield {"figure": key} | {kind: found.get(f"{start}_{key}", "") for kind, start in kinds.items()}
+        yield {"figure": key} | {column: found.get(f"{start}_{key}", "") for column, start in columns.items()}
 
 
 EXTRA = {
@@ -1540,8 +1552,9 @@ def column(name, runs):
         return spread([max(1, *rise) - 1 for rise in rises], ".0%")
     if name == "error":  # cyclegan.py has two
         name = next(name for name in ("error", "a2b_error") if ends[0].get(name) is not None)
-    if name.startswith(("silent", "noise_", "step_")) and ends[0].get(name) is None:
-        return ""  # it was built without noise
+    if name in ("fixed", "fresh", "silent") or name.startswith(("noise_", "step_", "speckle_")):
+        if ends[0].get(name) is None:
+            return ""  # it was built without noise
     small = name.endswith(("error", "plain", "swapped", "removed", "evidence"))  # differences of pixels
     form = "g" if name in ("modes", "lost") else ".0f" if name == "classes" else ".4f" if small else None
     return spread((end[name] for end in ends), form)

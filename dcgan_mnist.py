@@ -24,13 +24,13 @@ this D judges patches: whether parts of a digit that share no patch go together,
 give half of them the lower half of another digit. Trained to tell the two kinds apart, D is right as often as
 a coin. With a third convolution a place sees up to 22x22 pixels, most of a digit, and D is right in 85% of
 the cases (both with 64 channels). So D has three here. By the distance of fid.py (real digits: 4.8), ten
-epochs led to 97. With two, of the same width and rates, it was 300, and 297 with a third one of 1x1 pixels,
-as deep and as blind (medians of three seeds; the rates were chosen for three convolutions). By default both G
-and D are narrow, to be fast: D's first layer has 16 channels, not 64.
+epochs led to 97; with two convolutions, as wide and at equal rates, to 300; with a third one of 1x1 pixels,
+as deep and as blind, to 297 (medians of three seeds; the rates were chosen for three convolutions). By
+default both G and D are narrow, to be fast: D's first layer has 16 channels, not 64.
 
 What to watch: the samples, because the losses do not tell how good they are. L_G says how G does against a D
 that learns, too: from the first epoch to the last it more than doubled, and the digits got better. Nor are
-spikes of L_G a bad sign: in five epochs, rates of 2e-4 gave fewer, and worse digits. After each epoch the
+spikes of L_G a bad sign: with 2e-4, five epochs had fewer spikes but worse digits. After each epoch the
 script looks for two failures. D wins: on average D(x) is above 0.9 r and D(G(z)) below 0.02 (--lr-g 1e-5
 provokes it). Mode collapse: G draws nearly the same for any z, and `diversity`, how far apart samples are (1:
 as far as real images), falls below 0.5. (If it draws only ones, that need not be so: look.)

@@ -15,8 +15,8 @@ features it is no FID, only a distance:
 
     FID = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2))
 
-The kernel Inception distance, KID, needs no Gaussians: it averages a similarity (a cubic kernel) of pairs of
-images, without bias (squared_mmd). Precision and recall separate two faults, samples that look wrong and
+The kernel Inception distance, KID, needs no Gaussians: it adds the mean similarity (a cubic kernel) within
+each set, less twice that across. Precision and recall separate two faults, samples that look wrong and
 samples that lack variety. Each image gets a ball that reaches to its third nearest neighbour in its own set.
 Precision is the share of samples in some real image's ball, recall that of real images in some sample's ball.
 The Inception Score is high if the classifier is sure of each sample's class, and all classes occur.

@@ -19,13 +19,13 @@ its maps, at learned strengths; in training a new one for each image, in samples
 
 Why map z at all? z has the same distribution whatever the data are, in a space Z; the space of w is W. If no
 old face in the data wears a cap, a G fed with z has to bend Z so that no z means that combination. With f in
-between, W can leave that corner empty. (In short runs w told the class no better than with an untrained f.)
+between, W can leave that corner empty. (In short runs w predicted class no better than an untrained f's w.)
 
 L_D and L_G are those of vanilla_gan.py. R1, gamma / 2 E|grad_x D(x)|^2 with gamma = 10, keeps D (before its
-sigmoid) flat at real images; wgan_gp.py wants a slope of 1 between real and fake. It acts in every tenth
-step, ten times as strong. Without it, or with 0.1, short runs drew nearly one image for all z. Also new: D is
+sigmoid) flat at real images; wgan_gp.py wants a slope of 1 between real and fake. R1 acts in every tenth
+step, tenfold. Without it, or with gamma = 0.1, short runs drew nearly one image for all z. Also new: D is
 told how much the images of a group differ (minibatch standard deviation); weights are scaled in use, so that
-all layers learn alike (equalised rates); samples come from G's averaged weights.
+all layers learn alike, f slowly (equalised rates); samples come from G's averaged weights.
 
 What to watch: interpolation.png, rows in pairs: an arc between two z above a line between their w.
 mixing.png: pairs of rows take their coarse (4x4, 8x8), middle (16x16) or fine styles from the image above,

@@ -26,14 +26,14 @@ pair the best critic has slope 1. Nobody knows those pairs, so they are drawn at
 
 Most of what is new against dcgan_mnist.py: no probability, so no sigmoid and no logarithm; no batch
 normalisation in the critic, since the penalty is about one image at a time; five steps of the critic, each on
-a fresh batch, for one of G; Adam with betas (0, 0.9). The five steps bring C near the maximum, for only there
-it measures W. With one, samples were better after the same two and a half minutes (RESULTS.md, n-critic).
+a fresh batch, for one of G; Adam with betas (0, 0.9). The five steps bring C near the maximum, where it
+measures W. But with one, samples were better after two and a half minutes (RESULTS.md, n-critic).
 
 What to watch: the estimate E[C(x)] - E[C(G(z))]. In one run it fell from 2.1 after epoch 2 to 1.1 after epoch
 25, and the distance of fid.py from 438 to 60. (At first it rises, though the digits get better: no estimate
 is W itself. With one step of C for each of G, it does so for most of a short run.) L_G says nothing, because
 C may add any constant to its scores. Compare estimates only between runs with the same critic, --n-critic and
---gp-weight. An epoch is one pass of the critic over the data, so that G takes only a fifth as many steps.
+--gp-weight. An epoch is one pass of the critic over the data, with one step of G for each five of C.
 
 Paper: Gulrajani et al. 2017, arXiv 1704.00028, equation 3, proposition 1, algorithm 1; Arjovsky et al. 2017,
 arXiv 1701.07875. Departures: learning rates of 2e-3, with --shallow 3e-4 (the paper: 1e-4); networks and
