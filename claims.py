@@ -934,8 +934,9 @@ def under_noise(script, generator, network, names, count=4000):
     4x4; 1/16 if the changes of all pixels are independent.
 
     Weak noise changes little of anything, and what is fine changes little of what a classifier sees. So there
-    are the same figures for two other changes of as many pixels. step_class and so on: w goes some way
-    towards another. speckle_class and so on: the changes by noise, but at each pixel with a sign by chance.
+    are the same figures for two other changes of that size. step_class and so on: w goes some way towards
+    another. speckle_class and so on: the changes by noise, with a sign by chance at each pixel; what is then
+    below black or above white is cut off, and all are made larger for it.
     """
     script.reseed("noise")
     ws = generator.mapping(torch.randn(count, generator.latent_dim).to(generator.w_avg.device))
@@ -962,7 +963,7 @@ def under_noise(script, generator, network, names, count=4000):
 
     found, changed = {}, {"noise": noisy}
     for what, make, size in (("step", step, 0.05), ("speckle", speckle, 1.0)):
-        for _ in range(4):  # until it changes as many pixels
+        for _ in range(4):  # until the pixels change as much
             changed[what] = make(size)
             size *= pixels(noisy) / max(pixels(changed[what]), 1e-9)
     for side in dict.fromkeys(layer.noise.shape[-1] for layer in generator.synthesis.layers):
@@ -1449,7 +1450,7 @@ def draw_noise(script, generator, path, faces=3, columns=4):
 
 @torch.no_grad()
 def noise(device):
-    """Rows of a table: what new noise changes in a face, and what other changes of as many pixels do.
+    """Rows of a table: what new noise changes in a face, and what other changes of that size do.
 
     See under_noise. The faces are those of pretrained/stylegan.pt; three of them are in assets/noise.png. The
     columns that end in "sure" are about faces of whose attribute the classifier was sure, a share of `sure`.
