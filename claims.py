@@ -21,15 +21,15 @@ and measured as fid.py --features classifier does, against the test set (made 64
 
 results/NAME.csv has these for each setting, seed and step, and the means over the 100 steps before of what
 the script reports; of pix2pix.py and cyclegan.py also what they measure on 1,000 test images, of stylegan.py
-also what the functions entanglement, influence, exchanged, moved and under_noise find. A run of gan_2d.py
-takes seconds and measures itself, but for what own_figures adds; it has ten seeds and no classifier. Seconds
-are those of training alone, on the CPU those of its one core. The plot assets/claim_NAME.png shows the
-distance, or what else the claim is about, over the training, and samples of the first seed. A line is a run;
-where there are ten, it is their median, with half of them in the band around it. If NAME is that of a script,
-claim_NAME_losses.png is the plot of losses that the script made. While runs/claims is there, what was
-measured is not trained again, and what was stopped goes on. On the CPU a run has one thread, and as many run
-side by side as there are cores: that is faster than one after the other, and the figures do not depend on the
-number of cores.
+also what the functions entanglement, influence, exchanged, moved, under_noise and voices find. A run of
+gan_2d.py takes seconds and measures itself, but for what own_figures adds; it has ten seeds and no
+classifier. Seconds are those of training alone, on the CPU those of its one core. The plot
+assets/claim_NAME.png shows the distance, or what else the claim is about, over the training, and samples of
+the first seed. A line is a run; where there are ten, it is their median, with half of them in the band around
+it. If NAME is that of a script, claim_NAME_losses.png is the plot of losses that the script made. While
+runs/claims is there, what was measured is not trained again, and what was stopped goes on. On the CPU a run
+has one thread, and as many run side by side as there are cores: that is faster than one after the other, and
+the figures do not depend on the number of cores.
 """
 
 import argparse
@@ -942,13 +942,14 @@ def under_noise(script, generator, network, names, count=4000):
     ws = generator.mapping(torch.randn(count, generator.latent_dim).to(generator.w_avg.device))
     ws, others = generator.spread(ws), generator.spread(ws.roll(1, 0))
     before, noisy = renoised(generator, ws, ()), renoised(generator, ws)
+    whole = (before.double() - before.roll(1, 0).double()).abs().mean()
     signs = torch.randint(2, (count, 1, *before.shape[2:])).to(before.device) * 2 - 1
 
     def change(images):
         return images.double() - before.double()
 
     def pixels(images):
-        return (change(images).abs().mean() / change(before.roll(1, 0)).abs().mean()).item()
+        return (change(images).abs().mean() / whole).item()
 
     def look(images):
         logits = torch.cat([network(network.prepare(part))[1] for part in images.split(500)])
@@ -961,20 +962,22 @@ def under_noise(script, generator, network, names, count=4000):
     def speckle(size):
         return (before + size * signs * change(noisy)).clamp(0, 255).round().to(torch.uint8)
 
-    found, changed = {}, {"noise": noisy}
+    changed, seen = {"noise": noisy}, look(before)
     for what, make, size in (("step", step, 0.05), ("speckle", speckle, 1.0)):
         for _ in range(4):  # until the pixels change as much
             changed[what] = make(size)
             size *= pixels(noisy) / max(pixels(changed[what]), 1e-9)
+    found = {f"sure_{name}": (sure > 0.9).double().mean().item() for name, (sure, _) in zip(names, seen)}
     for side in dict.fromkeys(layer.noise.shape[-1] for layer in generator.synthesis.layers):
         found[f"noise_pixels_{side}"] = pixels(renoised(generator, ws, (side,)))
     for what, images in changed.items():
-        coarse = F.avg_pool2d(change(images), 4).square().mean() / change(images).square().mean()
+        difference = change(images)
+        coarse = F.avg_pool2d(difference, 4).square().mean() / difference.square().mean()
         found |= {f"{what}_pixels": pixels(images), f"{what}_coarse": coarse.item()}
-        for name, (sure, old), (_, new) in zip(names, look(before), look(images)):
-            other, sure = (old != new).double(), sure > 0.9
-            found |= {f"sure_{name}": sure.double().mean().item(), f"{what}_{name}": other.mean().item()}
-            found |= {f"{what}_sure_{name}": other[sure].mean().item()}
+        for name, (sure, old), (_, new) in zip(names, seen, look(images)):
+            other = (old != new).double()
+            found[f"{what}_{name}"] = other.mean().item()
+            found[f"{what}_sure_{name}"] = other[sure > 0.9].mean().item()
     return found
 
 
@@ -1448,7 +1451,6 @@ def draw_noise(script, generator, path, faces=3, columns=4):
     grid.resize((2 * grid.width, 2 * grid.height), Image.Resampling.NEAREST).save(path)
 
 
-@torch.no_grad()
 def noise(device):
     """Rows of a table: what new noise changes in a face, and what other changes of that size do.
 
@@ -1553,9 +1555,8 @@ def column(name, runs):
         return spread([max(1, *rise) - 1 for rise in rises], ".0%")
     if name == "error":  # cyclegan.py has two
         name = next(name for name in ("error", "a2b_error") if ends[0].get(name) is not None)
-    if name in ("fixed", "fresh", "silent") or name.startswith(("noise_", "step_", "speckle_")):
-        if ends[0].get(name) is None:
-            return ""  # it was built without noise
+    if ends[0].get(name) is None:
+        return ""  # as the figures of noise, where there is none
     small = name.endswith(("error", "plain", "swapped", "removed", "evidence"))  # differences of pixels
     form = "g" if name in ("modes", "lost") else ".0f" if name == "classes" else ".4f" if small else None
     return spread((end[name] for end in ends), form)

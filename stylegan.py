@@ -25,7 +25,7 @@ L_D and L_G are those of vanilla_gan.py. R1, gamma / 2 E|grad_x D(x)|^2 with gam
 sigmoid) flat at real images; wgan_gp.py wants a slope of 1 between real and fake. R1 acts in every tenth
 step, tenfold. Without it, or with gamma = 0.1, short runs drew nearly one image for all z. Also new: D is
 told how much the images of a group differ (minibatch standard deviation); weights are scaled in use, so that
-all layers learn alike, f slowly (equalised rates); samples come from G's averaged weights.
+all layers learn alike, f a hundred times slower (equalised rates); samples come from G's averaged weights.
 
 What to watch: interpolation.png, rows in pairs: an arc between two z above a line between their w.
 mixing.png: pairs of rows take their coarse (4x4, 8x8), middle (16x16) or fine styles from the image above,

@@ -5231,6 +5231,31 @@ def test_claims_measure_what_noise_changes():
 
 
 @pytest.mark.slow
+def test_claims_follow_a_run_with_noise_and_one_without(bench, monkeypatch):
+    """What noise does is measured at the end, in eval mode whatever was measured before; if there is any."""
+    for name in ("entanglement", "influence"):  # these take longer
+        monkeypatch.setattr(claims, name, lambda *args: {})
+    monkeypatch.setattr(claims, "under_noise", functools.partial(claims.under_noise, count=300))
+    flags = "--batch-size 4 --width 8 --latent-dim 16 --lr-g 0.1"  # so that strengths leave 0
+    setting = claims.Setting("short", "stylegan", (1, 2), flags)
+    first, last = claims.follow(setting, 42, Path("runs"), 130, "cpu")
+    assert "noise_pixels" not in first
+    generator = claims.averaged(stylegan, setting.folder(Path("runs"), 42) / "checkpoint.pt", "cpu")
+    network, _ = fid.load_classifier("mnist", "data", "cpu")
+    expected = claims.under_noise(stylegan, generator, network, ["class"])
+    assert {name: last[name] for name in expected} == pytest.approx(expected, nan_ok=True)
+    assert last["noise_pixels"] > 0
+    voices = claims.voices(stylegan, generator, 130)
+    judge = claims.Judge("mnist", voices["fixed"], "cpu")
+    for voice, images in voices.items():
+        assert last[voice] == pytest.approx(judge(images, None)["distance"])
+    bare = claims.replace(setting, flags=f"{flags} --no-noise")
+    last = claims.follow(bare, 42, Path("runs"), 130, "cpu")[-1]
+    assert last["step"] == 2
+    assert not {*expected, *voices} & {*last}
+
+
+@pytest.mark.slow
 def test_claims_draw_images_with_and_without_noise(styled):
     """Silent ones are those of a generator that was built without noise; the original keeps its own."""
     generator = copy.deepcopy(styled[0])
