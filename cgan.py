@@ -1,143 +1,140 @@
-"""Conditional GAN: both networks are told the class, so that you can choose it; 28x28.
+"""Conditional GAN: both networks are told the class, so that you can choose it. MNIST, 28x28.
 
-    python cgan.py                                  # 25 epochs of MNIST, into runs/cgan/001
-    python cgan.py --epochs 5 --device cuda
-    python cgan.py --generate 100 --checkpoint runs/cgan/001/checkpoint.pt --label 7
+    python cgan.py                                      # 25 epochs, into runs/cgan/001
+    python cgan.py --generate 100 --label 7 --checkpoint runs/cgan/001/checkpoint.pt
+    python cgan.py --dataset folder --data-dir MY       # a class for each folder: MY/cat/*.png, MY/dog/*.jpg
 
-A GAN draws you a digit, but you cannot ask for a 7. The remedy is simple: each training image x has a class
-y, and both players are told it. G draws from (z, y), and D judges the pair (x, y):
+        z, class ──► G ──► fake, class ──┐
+                                         ├──► D ──► a real image of that class?
+               data ────► real, class ───┘
 
-    L_D = -E[r log D(x, y) + (1 - r) log(1 - D(x, y))] - E[log(1 - D(G(z, y), y))]       with r = 0.9
+A GAN draws you a digit, but you cannot ask for a 7. The remedy is simple: tell both players the class y.
+
+    L_D = -E[r log D(x, y) + (1 - r) log(1 - D(x, y))] - E[log(1 - D(G(z, y), y))]      with r = 0.9
     L_G = -E[log D(G(z, y), y)]
 
-Nothing in these losses says "draw a 7". But D sees real images only with their own class, so a perfect 3
-labelled 7 is as much a fake as a blot. To fool D, G has to draw what it is told. In each class this is
-the game of dcgan_mnist.py: the best D answers r p / (p + q), where p and q are the densities of real and
-generated images of that class.
+Nothing here says "draw a 7". But D sees real images only with their own class, so a perfect 3 labelled 7 is
+as much a fake as a blot. To fool D, G has to draw what it is told: in effect ten GANs that share weights.
 
-What is new against dcgan_mnist.py: in G, ten learned numbers for the class are appended to z. In D, a learned
-picture for the class is a second channel beside the image. Both are embeddings, tables with one row for each
-class. The fakes are made for the classes of the real batch. --mlp uses a minimal generator, with one hidden
-layer; --shallow is explained in dcgan_mnist.py.
+New against dcgan_mnist.py: in G, ten learned numbers for the class stand beside z; in D, a learned picture
+for the class is a second channel beside the image.
 
-What to watch: the grid of samples, with a row for each class and a column for each noise vector. What a
-column has in common, slant and stroke width, is the style that z controls in every class. The losses tell
-none of this. The classifier of fid.py does: in one run it recognised the class asked for in 93.5% of the
-samples after an epoch, and in 99.4% at the end, as in real images. But accuracy is not quality. One run with
---shallow and --mlp reached 1.000 while all samples of a class looked alike, a mode collapse inside each
-class.
+What to watch: the pictures, with a row for each class and a column for each z. What a column has in common,
+slant and stroke width, is what z controls. Do not trust a classifier that finds every 7 to be a 7: a G that
+always draws one perfect 7 also scores 100%. Try --mlp, a G with a single hidden layer. What does it lose?
 
-`--generate N` writes one folder for each class, as torchvision's ImageFolder reads them; `--label 7` writes
-that class alone.
-
-Paper: Mirza and Osindero 2014, arXiv 1411.1784, equation 2. Departures: the networks and the recipe are
-those of dcgan_mnist.py, with half its learning rate, 1e-3 (the paper: fully connected layers, maxout in
-D, one-hot classes); D's target is smoothed to 0.9; batches of 64.
+Paper: Mirza and Osindero 2014, arXiv 1411.1784. Departures: networks and recipe of dcgan_mnist.py, at half
+its rate (the paper: dense layers, maxout in D, one-hot classes).
 """
 
 import argparse
 import json
 import math
-import os
-import random
-import signal
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from torchvision import datasets
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
+from torchvision.transforms.functional import pil_to_tensor
+from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Settings
 
+SCRIPT = "cgan"
+PUBLISHED = {"width": 64, "d_layers": 2, "lr_g": 2e-4, "lr_d": 2e-4, "init": "pytorch"}  # for --published
+
+
+def positive(text):
+    """A number above 0."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
+    return float(text)
+
+
+def count(text):
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
+    return int(text)
+
 
 def add_flags(add):
-    """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
-    add("--label", choices=[*"0123456789"], help="the class that --generate makes; None: all in turn")
-    add("--mlp", action="store_true", help="a minimal generator, with one hidden layer")
-    add("--shallow", action="store_true", help="D without its third convolution, as in tutorials")
-    add("--width", type=int, help="channels of D's first convolution; None: 64 with --shallow, else 16")
-    add("--real-label", type=float, default=0.9, help="D's target for real images, at most 1")
-    add("--epochs", type=int, default=25, help="passes over the training set")
-    add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
-    add("--lr-g", type=float, help="Adam's learning rate for G; None: 2e-4 with --shallow, else 1e-3")
-    add("--lr-d", type=float, help="Adam's learning rate for D; None: 2e-4 with --shallow, else 1e-3")
-    add("--batch-size", type=int, default=64, help="images per step")
-    add("--latent-dim", type=int, default=100, help="length of the noise vector z")
-    add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
-    add("--data-dir", default="data", help="where the data set is, or torchvision downloads it to")
-    add("--fid-every", type=int, metavar="K", help="every K epochs: distance, precision, recall, by fid.py")
-    add("--fid-samples", type=int, default=10000, metavar="N", help="how many samples it measures")
-    add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
-    bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
+    """The flags, this script's own first; `add` is argparse's parser.add_argument."""
+    add("--label", metavar="NAME", help="the class that --generate draws; default: all in turn")
+    add("--class-names", nargs="+", default=[*"0123456789"], help=argparse.SUPPRESS)  # set by load_folder
+    add("--mlp", action="store_true", help="a minimal G, with one hidden layer")
+    add("--real-label", type=positive, default=0.9, help="D's target for real images, at most 1")
+    add("--d-layers", type=int, choices=[2, 3], default=3, help="convolutions in D")
+    add("--width", type=count, default=16, help="channels of D's first convolution")
+    add("--init", choices=["normal", "pytorch"], default="normal", help="whose first weights")
+    add("--published", action="store_true", help=f"the tutorials' settings: {PUBLISHED}")
+    add("--epochs", type=count, default=25, help="passes over the training images")
+    add("--lr-g", type=positive, default=1e-3, help="Adam's learning rate for the generator")
+    add("--lr-d", type=positive, default=1e-3, help="Adam's learning rate for the discriminator")
+    add("--batch-size", type=count, default=64, help="images per step")
+    add("--latent-dim", type=count, default=100, help="length of the noise vector z")
+    add("--dataset", choices=["mnist", "fashion_mnist", "folder"], default="mnist", help="what to train on")
+    add("--data-dir", default="data", help="where the data set is, or is downloaded to, or the class folders")
+    add("--limit", type=count, metavar="N", help="train on N of the images only, for a quick look")
+    add("--fid-every", type=count, metavar="K", help="every K epochs, measure samples with fid.py")
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
     add("--seed", type=int, default=42, help="all randomness follows from it")
-    add("--out-dir", help="a new folder for the run; None: the next free number in runs/<script>")
-    add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
-    add("--generate", type=int, metavar="N", help="no training: write N images, with --checkpoint")
+    add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
+    add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
+    add("--generate", type=count, metavar="N", help="no training: write N images, with --checkpoint")
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate uses")
-
-
-MAY_BE_ZERO = []  # of the flags that are numbers
 
 
 # %% Networks
 
-CLASSES = 10
-
 
 class Generator(nn.Module):
-    """Noise z (N, latent_dim) and classes (N,) to images (N, 1, 28, 28) in [-1, 1]; `mlp`: a minimal one."""
+    """Noise z (N, latent_dim) and classes (N,) to images (N, 1, 28, 28) in [-1, 1]."""
 
-    def __init__(self, latent_dim=100, width=16, mlp=False):
+    def __init__(self, latent_dim=100, width=16, classes=10, mlp=False):
         super().__init__()
         w = width
         self.latent_dim = latent_dim
-        self.embedding = nn.Embedding(CLASSES, CLASSES)  # (N,) to (N, 10)
+        self.embedding = nn.Embedding(classes, 10)  # (N, 10)
         if mlp:
             self.layers = nn.Sequential(
-                nn.Linear(latent_dim + CLASSES, 512),  # (N, 512)
+                nn.Linear(latent_dim + 10, 512),
                 nn.BatchNorm1d(512),
                 nn.ReLU(),
-                nn.Linear(512, 784),  # (N, 784)
+                nn.Linear(512, 784),
                 nn.Tanh(),
                 nn.Unflatten(1, (1, 28, 28)),  # (N, 1, 28, 28)
             )
         else:
             self.layers = nn.Sequential(
-                nn.Linear(latent_dim + CLASSES, 4 * w * 7 * 7),  # (N, 196w)
+                nn.Linear(latent_dim + 10, 4 * w * 7 * 7),
                 nn.BatchNorm1d(4 * w * 7 * 7),
                 nn.ReLU(),
                 nn.Unflatten(1, (4 * w, 7, 7)),  # (N, 4w, 7, 7)
                 nn.ConvTranspose2d(4 * w, 2 * w, 4, stride=2, padding=1, bias=False),  # (N, 2w, 14, 14)
                 nn.BatchNorm2d(2 * w),
                 nn.ReLU(),
-                nn.ConvTranspose2d(2 * w, 1, 4, stride=2, padding=1),  # (N, 1, 28, 28)
+                nn.ConvTranspose2d(2 * w, 1, 4, stride=2, padding=1, bias=False),  # (N, 1, 28, 28)
                 nn.Tanh(),
             )
 
     def forward(self, z, classes):
-        return self.layers(torch.cat((z, self.embedding(classes)), 1))
+        return self.layers(torch.cat([z, self.embedding(classes)], 1))
 
 
 class Discriminator(nn.Module):
-    """Images (N, 1, 28, 28) and their classes (N,) to logits (N, 1) of "a real image of that class".
+    """Images (N, 1, 28, 28) and classes (N,) to logits (N, 1) of "a real image of that class"."""
 
-    `shallow` leaves out the third convolution, as dcgan_mnist.py explains.
-    """
-
-    def __init__(self, width=16, shallow=False):
+    def __init__(self, width=16, d_layers=3, classes=10):
         super().__init__()
         w = width
-        self.embedding = nn.Embedding(CLASSES, 28 * 28)  # (N,) to (N, 784)
+        self.embedding = nn.Embedding(classes, 28 * 28)  # (N, 784), a picture for each class
         layers = [
             nn.Conv2d(2, w, 4, stride=2, padding=1),  # (N, w, 14, 14)
             nn.LeakyReLU(0.2),
@@ -145,25 +142,25 @@ class Discriminator(nn.Module):
             nn.BatchNorm2d(2 * w),
             nn.LeakyReLU(0.2),
         ]
-        if shallow:
-            layers += [nn.Flatten(), nn.Linear(2 * w * 7 * 7, 1)]  # (N, 98w), (N, 1)
-        else:
+        if d_layers == 2:  # each of the 7x7 places sees 10x10 pixels, and the linear layer adds them up
+            layers += [nn.Flatten(), nn.Linear(2 * w * 7 * 7, 1)]  # (N, 1)
+        else:  # a third convolution sees up to 22x22 pixels, most of a digit
             layers += [
                 nn.Conv2d(2 * w, 4 * w, 4, stride=2, padding=1, bias=False),  # (N, 4w, 3, 3)
                 nn.BatchNorm2d(4 * w),
                 nn.LeakyReLU(0.2),
-                nn.Flatten(),  # (N, 36w)
+                nn.Flatten(),
                 nn.Linear(4 * w * 3 * 3, 1),  # (N, 1)
             ]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, images, classes):
-        channel = self.embedding(classes).view(-1, 1, 28, 28)  # the class as a picture of its own
-        return self.layers(torch.cat((images, channel), 1))
+        picture = self.embedding(classes).view(-1, 1, 28, 28)
+        return self.layers(torch.cat([images, picture], 1))
 
 
 def init_weights(module):
-    """Weights from N(0, 0.02), those of batch normalisation from N(1, 0.02), biases 0; embeddings N(0, 1)."""
+    """Weights from N(0, 0.02^2), those of batch normalisation from N(1, 0.02^2), biases 0."""
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
@@ -176,29 +173,25 @@ def init_weights(module):
 
 
 def discriminator_loss(real_logits, fake_logits, real_label=0.9):
-    """-E[r log D(x, y) + (1 - r) log(1 - D(x, y))] - E[log(1 - D(G(z, y), y))], with r = real_label."""
+    """L_D = -E[r log D(x, y) + (1 - r) log(1 - D(x, y))] - E[log(1 - D(G(z, y), y))], r = real_label."""
     real_loss = F.binary_cross_entropy_with_logits(real_logits, torch.full_like(real_logits, real_label))
-    return real_loss + F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+    fake_loss = F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
+    return real_loss + fake_loss
 
 
 def generator_loss(fake_logits):
-    """The non-saturating loss -E[log D(G(z, y), y)]."""
+    """L_G = -E[log D(G(z, y), y)], the non-saturating loss."""
     return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 
 
 # %% Training step
 
-# What a step reports, grouped by the panels of losses.png.
-PANELS = {"loss": ("d_loss", "g_loss"), "probability": ("d_real", "d_fake")}
-METRICS = [name for names in PANELS.values() for name in names]
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # what a step reports, and losses.png
 
 
 def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes, real_label):
-    """Update the discriminator, then the generator, on a batch `real` (N, 1, 28, 28) in [-1, 1].
-
-    `classes` (N,) are those of the real images; the fakes have the same. Returns the METRICS, detached.
-    """
-    # The discriminator learns to tell real from fake. Detached, the fakes carry no gradient to the generator.
+    """One step of D, then one of G, on images `real` (N, 1, 28, 28) in [-1, 1] of the `classes` (N,)."""
+    # D learns to tell real from fake. Detached, the fakes carry no gradient back to G.
     fake = generator(torch.randn(len(real), generator.latent_dim, device=real.device), classes)
     real_logits, fake_logits = discriminator(real, classes), discriminator(fake.detach(), classes)
     d_loss = discriminator_loss(real_logits, fake_logits, real_label)
@@ -206,355 +199,281 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes
     d_loss.backward()
     optimizer_d.step()
 
-    # The generator learns to fool the updated discriminator, frozen here. The fakes still have their graph.
+    # G learns to fool the D that has just learned; D itself is frozen.
     discriminator.requires_grad_(False)
     g_loss = generator_loss(discriminator(fake, classes))
     optimizer_g.zero_grad()
     g_loss.backward()
     optimizer_g.step()
     discriminator.requires_grad_(True)
-    return {
-        "d_loss": d_loss.detach(),
-        "g_loss": g_loss.detach(),
-        "d_real": real_logits.detach().sigmoid().mean(),
-        "d_fake": fake_logits.detach().sigmoid().mean(),
-    }
+
+    metrics = {"d_loss": d_loss, "g_loss": g_loss}
+    metrics |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
+    return {name: value.detach() for name, value in metrics.items()}  # on the device, so that no step waits
 
 
 # %% Training
 
-SCRIPT = Path(__file__).stem
-LOG_EVERY = 20  # steps between rows of history.csv
-SAVE_EVERY = 60  # seconds between checkpoints inside an epoch
-TRACKED = {"of samples": ("distance",), "share": ("precision", "recall")}  # what --fid-every measures
-DISTANCES = [name for names in TRACKED.values() for name in names]
 
-
-def read_images(name, data_dir):
-    """The training images of MNIST or Fashion-MNIST, uint8 (60000, 1, 28, 28), and their classes (60000,)."""
-    kind = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST}[name]
-    try:
-        data = kind(data_dir, download=True)
-    except Exception as error:  # its type depends on where torchvision stumbles
-        fail(f"--data-dir: put the files of {name} in {Path(data_dir, kind.__name__, 'raw')} ({error!r:.90})")
-    return data.data[:, None], data.targets
-
-
-def picture_noise(args):
-    """What the pictures show each time: in a row for each class the same ten vectors, or the same walk.
-
-    Returns both as z (100, latent_dim), and the classes (100,).
-    """
-    reseed(args.seed, "samples")
-    z = torch.randn(10, args.latent_dim).to(args.device)
-    angle = torch.linspace(0, math.pi / 2, 10, device=args.device)[:, None]
-    # A walk leads from z1 to z2. cos(a) z1 + sin(a) z2 is from N(0, I); a line would pass too close to 0.
-    walk = angle.cos() * z[0] + angle.sin() * z[1]
-    classes = torch.arange(CLASSES, device=args.device).repeat_interleave(10)
-    return z.repeat(CLASSES, 1), walk.repeat(CLASSES, 1), classes
-
-
-def track(judge, generator, args, step):
-    """Measure args.fid_samples samples, of the same noise each time; a row of the step and what was found."""
-    reseed(args.seed, "distance")
-    z = torch.randn(args.fid_samples, args.latent_dim).to(args.device)
-    classes = torch.arange(args.fid_samples, device=args.device) % CLASSES
-    found = judge(sample(generator, z, classes))
-    print("  " + "  ".join(f"{name} {value:.3f}" for name, value in zip(DISTANCES, found)), flush=True)
-    return torch.tensor([[step, *found]])
-
-
-def fill_in(args):
-    """Choose the settings that were not given."""
-    args.width = args.width or (64 if args.shallow else 16)
-    args.lr_g = args.lr_g or (2e-4 if args.shallow else 1e-3)
-    args.lr_d = args.lr_d or (2e-4 if args.shallow else 1e-3)
+def build(args):
+    """The networks and optimisers of a run, by the names that train_step has for them."""
+    torch.manual_seed(args.seed)
+    generator = Generator(args.latent_dim, args.width, len(args.class_names), args.mlp)
+    discriminator = Discriminator(args.width, args.d_layers, len(args.class_names))
+    for network in generator, discriminator:
+        if args.init == "normal":
+            network.apply(init_weights)
+        network.to(args.device, memory_format=torch.channels_last)  # faster convolutions
+    adam = {"betas": (0.5, 0.999), "fused": True}
+    return {
+        "generator": generator,
+        "discriminator": discriminator,
+        "optimizer_g": torch.optim.Adam(generator.parameters(), args.lr_g, **adam),
+        "optimizer_d": torch.optim.Adam(discriminator.parameters(), args.lr_d, **adam),
+    }
 
 
 def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
+    if args.label:
+        fail("--label: leave it out, or --generate with it; training needs all classes")
+    images, labels = load_images(args)
+    batch_size = min(args.batch_size, len(images))
+    if batch_size < 2:
+        fail("--batch-size: batch normalisation compares images; give 2 or more")
     if args.real_label > 1:
-        fail(f"--real-label: {args.real_label} is not a probability; give one, above 0 and at most 1")
-    if args.label is not None:
-        fail(f"--label: {args.label} is for --generate; leave it out")
-    images, classes = (tensor.to(args.device) for tensor in read_images(args.dataset, args.data_dir))
-    size = args.batch_size
-    if not 2 <= size <= len(images):
-        fail(f"--batch-size: {size} is not from 2 to {len(images)}, the number of images")
-    steps_per_epoch = len(images) // size  # the last, short batch is dropped
-    last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
-    fill_in(args)
+        fail("--real-label: a probability is at most 1")
+    parts = build(args)
+    generator = parts["generator"]
+    history = read_checkpoint(args.resume, **parts)["history"] if args.resume else []  # means of each epoch
+    parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # in a resumed run the rates may be new
+    parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
+    if len(history) >= args.epochs:
+        fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
+    if args.fid_every:
+        import fid
 
-    torch.manual_seed(args.seed)
-    generator = place(Generator(args.latent_dim, args.width, args.mlp).apply(init_weights), args)
-    discriminator = place(Discriminator(args.width, args.shallow).apply(init_weights), args)
-    optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, betas=(0.5, 0.999), fused=True)
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), args.lr_d, betas=(0.5, 0.999), fused=True)
-    parts = {"generator": generator, "discriminator": discriminator}
-    parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}  # the order of train_step's arguments
-
-    fixed_z, walk_z, rows = picture_noise(args)
-    checkpoint = load_checkpoint(args.resume, **parts) if args.resume else {}
-    history = checkpoint.get("history", torch.empty(0, len(METRICS))).to(args.device)  # a row for each step
-    distances = checkpoint.get("distances", torch.empty(0, 4))  # a row for each time that they were measured
-    judge = open_judge(args, images)
+        judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # trains its classifier once
     folder = open_folder(args, f"runs/{SCRIPT}")
     (folder / "samples").mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
-    step, saved_at = len(history), save(folder, args, history, distances, parts)
-    print(f"{len(images):,} images, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
-    while True:
-        epoch, done = divmod(step, steps_per_epoch)
-        if step and (done == 0 or step >= last_step):  # an epoch is complete, or was before --resume
-            number = math.ceil(step / steps_per_epoch)
-            grid, walk = (make_grid(sample(generator, z, rows), 10) for z in (fixed_z, walk_z))
-            to_pil_image(grid[:1]).save(folder / "samples" / f"epoch_{number:04d}.png")
-            to_pil_image(walk[:1]).save(folder / "interpolation.png")  # make_grid has made grey RGB
-            if judge and done == 0 and epoch % args.fid_every == 0 and step not in distances[:, 0]:
-                distances = torch.cat([distances, track(judge, generator, args, step)])
-                saved_at = save(folder, args, history, distances, parts)
-            if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
-                write_report(folder, history, distances, steps_per_epoch)
-        if step >= last_step:
-            break
+    print(f"{len(images):,} images, on {args.device}, into {folder}")
 
-        reseed(args.seed, "order", epoch)
-        batches = torch.randperm(len(images)).to(args.device).split(size)
-        batches = batches[done : min(steps_per_epoch, done + last_step - step)]  # those still to do
-        history = torch.cat([history, history.new_zeros(len(batches), len(METRICS))])
-        name = f"epoch {epoch + 1}/{args.epochs}"
-        bar = tqdm(batches, name, steps_per_epoch, leave=False, initial=done, unit=" images", unit_scale=size)
-        for index in bar:
-            real = images[index].float().div_(127.5).sub_(1)
-            reseed(args.seed, "step", step)
-            metrics = train_step(*parts.values(), real, classes[index], args.real_label)
-            history[step] = torch.stack([*metrics.values()])
-            step += 1
-            if step % LOG_EVERY == 0:
-                bar.set_postfix_str(summary(history[step - LOG_EVERY : step]))
-            if time.monotonic() > saved_at + SAVE_EVERY:
-                saved_at = save(folder, args, history[:step], distances, parts)
-        saved_at = save(folder, args, history, distances, parts)
+    for epoch in range(len(history) + 1, args.epochs + 1):
+        torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed epoch is the same
+        order = torch.randperm(len(images)).to(args.device)
+        batches = order.split(batch_size)[: len(images) // batch_size]  # without the last, short one
+        steps, start = [], time.perf_counter()
+        for batch in tqdm(batches, f"epoch {epoch}", leave=False):
+            real = images[batch].float() / 127.5 - 1
+            steps.append(train_step(**parts, real=real, classes=labels[batch], real_label=args.real_label))
 
-        means = summary(history[epoch * steps_per_epoch :])
-        print(f"{name}  {means}  {bar.format_dict['elapsed']:.0f} s", flush=True)
-    print(f"{step} steps done, see {folder}")
+        means = {name: torch.stack([step[name] for step in steps]).mean().item() for name in steps[0]}
+        history.append({"epoch": epoch} | means)
+        text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+        print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
+        draw(generator, folder, epoch, args)
+        plot(history, folder)
+        save(parts, history, folder, args)
+        if args.fid_every and epoch % args.fid_every == 0:
+            fid.track(judge, lambda n: sample_all_classes(generator, n), folder, epoch)
 
 
-# %% Plumbing: the same lines in every script
+# %% Data, pictures, files
 
 
 def fail(message, status=2):
-    """End the program with one line on stderr, clear of the progress bar."""
+    """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
     raise SystemExit(status)
 
 
-def reseed(*key):
-    """Make all random numbers from here on follow from `key`, so that a checkpoint needs no random state."""
-    seed = random.Random(repr(key)).getrandbits(63)  # of which a CPU's generator uses 32
-    # Without an accelerator, the CPU's generator is enough, and quicker to seed.
-    (torch if torch.accelerator.is_available() else torch.default_generator).manual_seed(seed)
+def load_images(args):
+    """The training images as bytes (N, 1, 28, 28) and their classes (N,), all of them on the device."""
+    if args.dataset == "folder":
+        return load_folder(args)
+    dataset_class = datasets.MNIST if args.dataset == "mnist" else datasets.FashionMNIST
+    try:
+        dataset = dataset_class(args.data_dir, download=True)
+    except Exception as error:  # its type depends on where torchvision stumbles
+        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error})")
+    torch.manual_seed(args.seed)
+    chosen = torch.randperm(len(dataset))[: args.limit]
+    return dataset.data[chosen, None].to(args.device), dataset.targets[chosen].to(args.device)
 
 
-class fp32:
-    """`with fp32():` networks compute in fp32, whatever --precision says: for what must not be rounded."""
-
-    active = False
-
-    def __enter__(self):
-        fp32.active = True
-
-    def __exit__(self, *error):
-        fp32.active = False
-
-
-def place(network, args, layout=torch.channels_last):
-    """Move a network to its device and layout; its forward pass runs in --precision and returns fp32."""
-
-    def forward(self, *inputs):
-        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=not fp32.active):
-            return type(self).forward(self, *inputs).float()
-
-    if args.precision == "bf16":
-        network.forward = forward.__get__(network)  # a bound method, so that a copy runs its own layers
-    return network.to(args.device, memory_format=layout)
+def load_folder(args):
+    """As load_images, from one folder of pictures for each class; names them in args.class_names."""
+    folders = sorted(Path(args.data_dir).glob("[!.]*/"))
+    args.class_names = [folder.name for folder in folders]
+    files = [(file, label) for label, folder in enumerate(folders) for file in sorted(folder.rglob("*.*"))]
+    torch.manual_seed(args.seed)
+    images, labels = [], []
+    for number in tqdm(torch.randperm(len(files))[: args.limit].tolist(), "reading", leave=False):
+        file, label = files[number]
+        try:
+            picture = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
+        except Exception as error:  # its type depends on the damage
+            tqdm.write(f"skipped {file}: {error}", file=sys.stderr)
+            continue
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("L")
+        images.append(pil_to_tensor(ImageOps.fit(picture, (28, 28))))
+        labels.append(label)
+    if not images:
+        fail(f"--data-dir: no pictures in {args.data_dir}; give a folder that has a folder for each class")
+    return torch.stack(images).to(args.device), torch.tensor(labels, device=args.device)
 
 
 @torch.no_grad()
-def sample(generator, *inputs):
-    """uint8 images (N, C, H, W) on the CPU; in eval mode, so that each depends on its own inputs alone."""
+def sample(generator, z, classes):
+    """Images (N, 1, 28, 28) in [0, 1], on the CPU; in eval mode, so that each depends on its own z alone."""
+    training, device = generator.training, next(generator.parameters()).device
     generator.eval()
-    with fp32():
-        images = torch.cat([generator(*rows) for rows in zip(*(tensor.split(256) for tensor in inputs))])
-    generator.train()
-    return images.add(1).mul(127.5).round().to("cpu", torch.uint8)
+    chunks = zip(z.to(device).split(500), classes.to(device).split(500))
+    images = torch.cat([generator(*chunk).cpu() for chunk in chunks])
+    generator.train(training)
+    return images / 2 + 0.5
+
+
+def sample_all_classes(generator, count):
+    """Images as `sample` makes them, of all classes in turn."""
+    classes = torch.arange(count) % generator.embedding.num_embeddings
+    return sample(generator, torch.randn(count, generator.latent_dim), classes)
+
+
+def draw(generator, folder, epoch, args):
+    """Write the samples of an epoch, always from the same z, interpolation.png and progress.gif."""
+    z = torch.randn(10, args.latent_dim, generator=torch.Generator().manual_seed(args.seed))
+    count = len(args.class_names)
+    classes = torch.arange(count).repeat_interleave(10)  # a row for each
+    images = sample(generator, z.repeat(count, 1), classes)
+    save_image(images, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=10)
+    # Each row walks from one z to another. cos(t) z1 + sin(t) z2 is from N(0, I) too; a straight line is not.
+    t = torch.linspace(0, math.pi / 2, 10)[:, None]
+    walk = t.cos() * z[0] + t.sin() * z[1]
+    save_image(sample(generator, walk.repeat(count, 1), classes), folder / "interpolation.png", nrow=10)
+    paths = sorted((folder / "samples").glob("epoch_*.png"))
+    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]
+    frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
+
+
+def plot(history, folder):
+    """Write the means of each epoch into history.csv and losses.png."""
+    rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
+    (folder / "history.csv").write_text("\n".join([",".join(history[0]), *rows]) + "\n")
+    figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
+    for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
+        values = [[means[name] for name in names] for means in history]
+        axis.plot(range(1, len(history) + 1), values, ".-", label=names)
+        axis.locator_params("x", integer=True)
+        axis.set_xlabel("epoch")
+        axis.legend()
+    figure.savefig(folder / "losses.png")
 
 
 def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
-    numbered = (Path(parent, f"{number:03d}") for number in range(1, sys.maxsize))
+    if args.resume and not args.out_dir:
+        return Path(args.resume).parent
+    numbered = (Path(parent, f"{number:03d}") for number in range(1, 1000))
     folder = Path(args.out_dir or next(path for path in numbered if not path.exists()))
     try:
-        folder.mkdir(parents=True, exist_ok=bool(args.resume))
+        folder.mkdir(parents=True)
     except OSError as error:
-        fail(f"--out-dir: {folder}: {error.strerror}; name a new folder, or --resume the run in this one")
-    args.out_dir = str(folder)
+        fail(f"--out-dir: {folder}: {error.strerror}; name a new folder")
     return folder
 
 
-def open_judge(args, images):
-    """What measures samples for --fid-every: the Judge of fid.py, which is not needed otherwise; or None."""
-    if not args.fid_every:
-        return None
-    if args.fid_samples < 4:
-        fail(f"--fid-samples: {args.fid_samples} is too few; give 4 or more")
-    try:
-        import fid
-    except ImportError as error:
-        fail(f"--fid-every: put fid.py of this script's repository beside it, which measures ({error})")
-    return fid.Judge(args.dataset, images, args.device, args.data_dir)
+def save(parts, history, folder, args):
+    """Write checkpoint.pt, first beside the old one, so that there is never half of one."""
+    networks = [module for module in parts.values() if isinstance(module, nn.Module)]
+    if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
+        fail(f"epoch {len(history)}: weights are not finite; --resume with a lower --lr-g or --lr-d", 1)
+    here = {"device", "out_dir", "resume", "generate", "checkpoint"}  # flags of this call, not of the run
+    settings = {name: value for name, value in vars(args).items() if name not in here}
+    checkpoint = {name: module.state_dict() for name, module in parts.items()}
+    checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
+    torch.save(checkpoint, folder / "checkpoint.tmp")
+    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
 
 
-def load_checkpoint(path, **parts):
-    """Read a checkpoint of this script as a dict, and give `parts` (networks, optimisers) their states."""
+def read_checkpoint(path, **modules):
+    """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # no code can hide in it
         if checkpoint["script"] != SCRIPT:
             raise ValueError(f"it is one of {checkpoint['script']}.py")
-        if absent := parts.keys() - checkpoint.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(absent))}, and is for --generate alone")
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
+        for name, module in modules.items():
+            module.load_state_dict(checkpoint[name])
     except Exception as error:  # its type depends on where the damage is
-        fail(f"{path}: give a whole checkpoint.pt of {SCRIPT}.py ({' '.join(str(error).split()):.300})")
+        fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({' '.join(str(error).split()):.200})")
     return checkpoint
 
 
-def save(folder, args, history, distances, parts):
-    """Write the checkpoint beside the old one and move it into place. Returns the time on the clock."""
-    states = {name: part.state_dict() for name, part in parts.items()}
-    networks = [states[name] for name, part in parts.items() if isinstance(part, nn.Module)]
-    finite = history.isfinite().all(1).tolist()
-    finite += [tensor.isfinite().all().item() for state in networks for tensor in state.values()]
-    if not all(finite):
-        step = min(finite.index(False) + 1, len(history))
-        fail(f"step {step}: a number is not finite; lower --lr-g or --lr-d (the checkpoint is good)", 1)
-    states |= {"script": SCRIPT, "settings": vars(args), "step": len(history)}
-    states |= {"history": history.clone(), "distances": distances}
-    torch.save(states, folder / "checkpoint.tmp")
-    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")  # so there is never half of one
-    return time.monotonic()
+def load_generator(path, device="cpu"):
+    """The generator of a checkpoint, for any program: sample(load_generator(path), z, classes)."""
+    settings = read_checkpoint(path)["settings"]
+    classes = len(settings["class_names"])
+    generator = Generator(settings["latent_dim"], settings["width"], classes, settings["mlp"])
+    read_checkpoint(path, generator=generator)
+    return generator.to(device).eval()
 
 
-def summary(rows):
-    """The mean of each metric over some steps (steps, len(METRICS)), as text."""
-    return "  ".join(f"{name} {mean:.3f}" for name, mean in zip(METRICS, rows.mean(0).tolist()))
+# %% Command line
 
 
-def write_report(folder, history, distances, steps_per_epoch):
-    """history.csv and losses.png, from means over LOG_EVERY steps; progress.gif, at most 100 frames."""
-    steps = {*range(LOG_EVERY, len(history), LOG_EVERY), len(history), *distances[:, 0].int().tolist()}
-    steps, history = sorted(steps), history.cpu()  # a row ends where distances were measured, too
-    rows = [history[start:end].mean(0).tolist() for start, end in zip([0, *steps], steps)]
-    measured = np.full((len(steps), len(DISTANCES)), np.nan)
-    measured[np.isin(steps, distances[:, 0])] = distances[:, 1:]
-    found = np.isfinite(measured).any(0)  # none, if nothing was measured
-    table = np.column_stack([(np.array(steps) - 1) // steps_per_epoch + 1, steps, rows, measured[:, found]])
-    names = METRICS + [name for name, there in zip(DISTANCES, found) if there]
-    panels = {title: [name for name in shown if name in names] for title, shown in (PANELS | TRACKED).items()}
-    panels = {title: shown for title, shown in panels.items() if shown}
-    head, form = ",".join(["epoch", "step", *names]), ["%d", "%d", *["%.6g"] * len(names)]
-    np.savetxt(folder / "history.csv", table, form, ",", header=head, comments="")
-    figure = Figure(figsize=(8, 2.4 * len(panels)), layout="constrained")
-    for axis, (title, shown) in zip(figure.subplots(len(panels), squeeze=False).flat, panels.items()):
-        for name in shown:
-            values, style = table[:, 2 + names.index(name)], ".-" if name in DISTANCES else "-"
-            there = np.isfinite(values)
-            axis.plot(table[there, 1], values[there], style, label=name, linewidth=1)
-        axis.set(xlabel="step", ylabel=title)
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(folder / "losses.png")
-    paths = sorted((folder / "samples").glob("epoch_*.png"), key=lambda path: int(path.stem[6:]))
-    chosen = np.linspace(0, len(paths) - 1, min(len(paths), 100)).round().astype(int)
-    frames = (Image.open(paths[number]) for number in chosen)  # one after the other, not all at once
-    pause = [200] * (len(chosen) - 1) + [2000]  # milliseconds
-    next(frames).save(folder / "progress.gif", save_all=True, append_images=frames, duration=pause, loop=0)
-
-
-def parse_args(argv):
-    """The settings of a run, checked; with --resume or --generate, those of the checkpoint."""
+def parse_args(argv=None):
+    """The settings. Flags that are given win over a checkpoint's, and those over --published and defaults."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description, parser.error = __doc__.split("\n")[0], fail
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
-    path = args.checkpoint if args.resume is None else args.resume
-    uses = [name for name in ("generate", "translate") if vars(args).get(name) is not None]
-    if len(uses) != (args.checkpoint is not None) or (args.checkpoint and args.resume):
-        use = uses[0] if uses else "generate"
-        fail(f"--{use} goes with --checkpoint PATH, alone, and not with --resume; give these two")
-    if path is not None:
-        settings = load_checkpoint(path)["settings"]
-        free = {"epochs", "max_steps", "device", "fid_every", "fid_samples"}
-        asked = {"resume": path, "out_dir": str(Path(path).parent)}
-        if uses:
-            free = {"seed", "data_dir", "folder_a", "folder_b"}
-            asked = {key: vars(args)[key] for key in "resume generate checkpoint device out_dir".split()}
-        parser.set_defaults(**settings | asked)
-        args = parser.parse_args(argv)  # flags that are not given now come from the checkpoint
-        for name, value in (settings | asked).items():
-            if value is not None and name not in free and vars(args)[name] != value:
-                fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
-    for name, value in vars(args).items():
-        zero = name in MAY_BE_ZERO
-        fine = name == "seed" or name != "generate" and value == parser.get_default(name)
-        if type(value) in (int, float) and not (fine or zero and value == 0 or 0 < value < math.inf):
-            fail(f"--{name.replace('_', '-')}: {value}; give a finite number above 0{', or 0' * zero}")
+    if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
+        fail("--generate N goes with --checkpoint PATH, and not with --resume; give both")
+    if args.fid_every and not Path(__file__).with_name("fid.py").exists():
+        fail("--fid-every: put fid.py of the same collection beside this script")
+    if args.published:
+        parser.set_defaults(**PUBLISHED)
+    if args.resume or args.checkpoint:
+        parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
+    args = parser.parse_args(argv)
     if args.device == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        args.device = str(found)  # cuda or mps, for example
-    if args.device.startswith("cuda") and "LOCAL_RANK" in os.environ:
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}"  # the one that torchrun has given this process
+        gpu = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        args.device = gpu.type if gpu else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        fail(f"--device: {args.device!r} is unknown or not on this machine; give cpu, or leave it out")
+    except (RuntimeError, AssertionError):
+        fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 
 
-# %% Main
-
-
 def generate(args):
-    """Write args.generate images as PNG files, of class args.label or of all in turn, a folder for each."""
-    generator = place(Generator(args.latent_dim, args.width, args.mlp), args)
-    load_checkpoint(args.checkpoint, generator=generator)
+    """Write args.generate images as PNG files, of args.label or of all classes in turn, a folder for each."""
+    if args.label and args.label not in args.class_names:
+        fail(f"--label: there is no class {args.label}; give one of {', '.join(args.class_names)}")
+    generator = load_generator(args.checkpoint, args.device)
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
-    wanted = range(CLASSES) if args.label is None else [int(args.label)]
-    for name in wanted[: args.generate]:  # ImageFolder wants no empty ones
-        (folder / str(name)).mkdir()
-    reseed(args.seed, "generate")
-    for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        z = torch.randn(256, args.latent_dim).to(args.device)  # 256, so that no image depends on N
-        classes = torch.tensor([wanted[number % len(wanted)] for number in range(start, start + 256)])
-        images = sample(generator, z, classes.to(args.device))[: args.generate - start]
-        for number, (name, image) in enumerate(zip(classes.tolist(), images), start):
-            to_pil_image(image).save(folder / str(name) / f"{number:05d}.png")
+    wanted = [args.class_names.index(args.label)] if args.label else range(len(args.class_names))
+    classes = torch.tensor(wanted).repeat(args.generate)[: args.generate]
+    torch.manual_seed(args.seed)
+    images = sample(generator, torch.randn(args.generate, generator.latent_dim), classes)
+    for number, (image, label) in enumerate(zip(images, classes)):
+        class_folder = folder / args.class_names[label]
+        class_folder.mkdir(exist_ok=True)
+        save_image(image, class_folder / f"{number:05d}.png")
     print(f"{args.generate} images in {folder}")
 
 
 def main(argv=None):
     args = parse_args(argv)
-    torch.backends.cudnn.deterministic = True  # --resume is to be exact
-    torch.backends.cudnn.allow_tf32 = False  # TF32 would round fp32 in convolutions
-    old_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
+    torch.backends.cudnn.deterministic = True  # so that --resume is exact
     try:
-        (generate if args.generate else train)(args)
+        if args.generate:
+            generate(args)
+        else:
+            train(args)
     except KeyboardInterrupt:
-        saved = args.out_dir and Path(args.out_dir, "checkpoint.pt").is_file()
-        fail(f"stopped; go on with --resume {args.out_dir}/checkpoint.pt" if saved else "stopped", 130)
-    finally:
-        signal.signal(signal.SIGTERM, old_handler)
+        fail("stopped; --resume goes on after the last whole epoch", 130)
 
 
 if __name__ == "__main__":

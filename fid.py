@@ -55,6 +55,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -850,6 +851,33 @@ class Judge:
         """The distance, precision and recall of uint8 images (N, C, H, W)."""
         result = compare(self.reference, self.measure("samples", images), self.args)
         return result.get("fid", result.get("frechet_distance")), result["precision"], result["recall"]
+
+
+def track(judge, draw, folder, epoch, count=10_000):
+    """Measure `count` samples after an epoch of training: a row of distances.csv, distance.png, a line.
+
+    `judge` is a Judge, and draw(n) makes n images (n, C, H, W) in [0, 1], of the same noise each time.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        images = [draw(min(500, count - start)) for start in range(0, count, 500)]
+    values = judge(torch.cat([(chunk * 255).round().to(torch.uint8) for chunk in images]))
+    path = Path(folder, "distances.csv")
+    rows = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2).tolist() if path.exists() else []
+    rows = [row for row in rows if row[0] < epoch] + [[epoch, *values]]  # a resumed run may repeat an epoch
+    np.savetxt(path, rows, "%.6g", ",", header="epoch,distance,precision,recall", comments="")
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    above, below = figure.subplots(2)
+    epochs, distances, precisions, recalls = np.transpose(rows)
+    above.plot(epochs, distances, ".-", label="distance")
+    below.plot(epochs, precisions, ".-", label="precision")
+    below.plot(epochs, recalls, ".-", label="recall")
+    for axis in above, below:
+        axis.set(xlabel="epoch", ylim=(0, None))
+        axis.locator_params("x", integer=True)
+        axis.legend()
+    figure.savefig(Path(folder, "distance.png"))
+    print("  distance {:.1f}  precision {:.3f}  recall {:.3f}".format(*values), flush=True)
 
 
 def show(result):
