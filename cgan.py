@@ -10,21 +10,21 @@
 
 A GAN draws you a digit, but you cannot ask for a 7. The remedy is simple: tell both players the class y.
 
-    L_D = -E[r log D(x, y) + (1 - r) log(1 - D(x, y))] - E[log(1 - D(G(z, y), y))]      with r = 0.9
-    L_G = -E[log D(G(z, y), y)]
+    L_D = -E[r log D(x, y) + (1 - r) log(1 - D(x, y))] - E[log(1 - D(G(z, y), y))]
+    L_G = -E[log D(G(z, y), y)]                 with r = 0.9, D's target for real images
 
 Nothing here says "draw a 7". But D sees real images only with their own class, so a perfect 3 labelled 7 is
 as much a fake as a blot. To fool D, G has to draw what it is told: in effect ten GANs that share weights.
 
-New against dcgan_mnist.py: in G, ten learned numbers for the class stand beside z; in D, a learned picture
+New against dcgan_mnist.py: in G, ten learned numbers for the class are appended to z; in D, a learned picture
 for the class is a second channel beside the image.
 
 What to watch: the pictures, with a row for each class and a column for each z. What a column has in common,
-slant and stroke width, is what z controls. Do not trust a classifier that finds every 7 to be a 7: a G that
+slant and stroke width, is what z controls. A classifier that recognises every 7 proves little: a G that
 always draws one perfect 7 also scores 100%. Try --mlp, a G with a single hidden layer. What does it lose?
 
 Paper: Mirza and Osindero 2014, arXiv 1411.1784. Departures: networks and recipe of dcgan_mnist.py, at half
-its rate (the paper: dense layers, maxout in D, one-hot classes).
+its rate, in batches of 64 (the paper: dense layers, maxout in D, one-hot classes).
 """
 
 import argparse
@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
-from torch import nn
+from torch import accelerator, nn
 from torchvision import datasets
 from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import save_image
@@ -72,7 +72,7 @@ def add_flags(add):
     add("--real-label", type=positive, default=0.9, help="D's target for real images, at most 1")
     add("--d-layers", type=int, choices=[2, 3], default=3, help="convolutions in D")
     add("--width", type=count, default=16, help="channels of D's first convolution")
-    add("--init", choices=["normal", "pytorch"], default="normal", help="whose first weights")
+    add("--init", choices=["normal", "pytorch"], default="normal", help="N(0, 0.02^2), or PyTorch's weights")
     add("--published", action="store_true", help=f"the tutorials' settings: {PUBLISHED}")
     add("--epochs", type=count, default=25, help="passes over the training images")
     add("--lr-g", type=positive, default=1e-3, help="Adam's learning rate for the generator")
@@ -186,7 +186,7 @@ def generator_loss(fake_logits):
 
 # %% Training step
 
-PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # what a step reports, and losses.png
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # the metrics of a step, by panel of losses.png
 
 
 def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes, real_label):
@@ -209,14 +209,14 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes
 
     metrics = {"d_loss": d_loss, "g_loss": g_loss}
     metrics |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
-    return {name: value.detach() for name, value in metrics.items()}  # on the device, so that no step waits
+    return {name: value.detach() for name, value in metrics.items()}  # .item() would wait for the GPU
 
 
 # %% Training
 
 
 def build(args):
-    """The networks and optimisers of a run, by the names that train_step has for them."""
+    """The networks and optimisers of a run, named as train_step's arguments."""
     torch.manual_seed(args.seed)
     generator = Generator(args.latent_dim, args.width, len(args.class_names), args.mlp)
     discriminator = Discriminator(args.width, args.d_layers, len(args.class_names))
@@ -224,7 +224,7 @@ def build(args):
         if args.init == "normal":
             network.apply(init_weights)
         network.to(args.device, memory_format=torch.channels_last)  # faster convolutions
-    adam = {"betas": (0.5, 0.999), "fused": True}
+    adam = {"betas": (0.5, 0.999), "fused": True}  # fused: faster
     return {
         "generator": generator,
         "discriminator": discriminator,
@@ -245,9 +245,11 @@ def train(args):
         fail("--real-label: a probability is at most 1")
     parts = build(args)
     generator = parts["generator"]
-    history = read_checkpoint(args.resume, **parts)["history"] if args.resume else []  # means of each epoch
-    parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # in a resumed run the rates may be new
-    parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
+    history = []  # the mean metrics of each epoch
+    if args.resume:
+        history = read_checkpoint(args.resume, **parts)["history"]
+        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # the rates may be new
+        parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
         fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
     if args.fid_every:
@@ -260,15 +262,15 @@ def train(args):
     print(f"{len(images):,} images, on {args.device}, into {folder}")
 
     for epoch in range(len(history) + 1, args.epochs + 1):
-        torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed epoch is the same
+        torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         order = torch.randperm(len(images)).to(args.device)
         batches = order.split(batch_size)[: len(images) // batch_size]  # without the last, short one
-        steps, start = [], time.perf_counter()
+        metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False):
             real = images[batch].float() / 127.5 - 1
-            steps.append(train_step(**parts, real=real, classes=labels[batch], real_label=args.real_label))
+            metrics.append(train_step(**parts, real=real, classes=labels[batch], real_label=args.real_label))
 
-        means = {name: torch.stack([step[name] for step in steps]).mean().item() for name in steps[0]}
+        means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}
         history.append({"epoch": epoch} | means)
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
@@ -276,7 +278,7 @@ def train(args):
         plot(history, folder)
         save(parts, history, folder, args)
         if args.fid_every and epoch % args.fid_every == 0:
-            fid.track(judge, lambda n: sample_all_classes(generator, n), folder, epoch)
+            fid.track(judge, lambda n: sample(generator, torch.randn(n, args.latent_dim)), folder, epoch)
 
 
 # %% Data, pictures, files
@@ -325,8 +327,10 @@ def load_folder(args):
 
 
 @torch.no_grad()
-def sample(generator, z, classes):
-    """Images (N, 1, 28, 28) in [0, 1], on the CPU; in eval mode, so that each depends on its own z alone."""
+def sample(generator, z, classes=None):
+    """Images (N, 1, 28, 28) in [0, 1], on the CPU, of these classes (N,), or of all classes in turn."""
+    if classes is None:
+        classes = torch.arange(len(z)) % generator.embedding.num_embeddings
     training, device = generator.training, next(generator.parameters()).device
     generator.eval()
     chunks = zip(z.to(device).split(500), classes.to(device).split(500))
@@ -335,25 +339,19 @@ def sample(generator, z, classes):
     return images / 2 + 0.5
 
 
-def sample_all_classes(generator, count):
-    """Images as `sample` makes them, of all classes in turn."""
-    classes = torch.arange(count) % generator.embedding.num_embeddings
-    return sample(generator, torch.randn(count, generator.latent_dim), classes)
-
-
 def draw(generator, folder, epoch, args):
     """Write the samples of an epoch, always from the same z, interpolation.png and progress.gif."""
-    z = torch.randn(10, args.latent_dim, generator=torch.Generator().manual_seed(args.seed))
+    rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
+    z = torch.randn(10, args.latent_dim, generator=rng)
     count = len(args.class_names)
     classes = torch.arange(count).repeat_interleave(10)  # a row for each
     images = sample(generator, z.repeat(count, 1), classes)
     save_image(images, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=10)
-    # Each row walks from one z to another. cos(t) z1 + sin(t) z2 is from N(0, I) too; a straight line is not.
-    t = torch.linspace(0, math.pi / 2, 10)[:, None]
-    walk = t.cos() * z[0] + t.sin() * z[1]
+    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # each row turns from z1 to z2 and, unlike
+    walk = t.cos() * z[0] + t.sin() * z[1]  # a straight line, stays in N(0, I)
     save_image(sample(generator, walk.repeat(count, 1), classes), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
-    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]
+    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
@@ -385,12 +383,12 @@ def open_folder(args, parent):
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.pt, first beside the old one, so that there is never half of one."""
+    """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; --resume with a lower --lr-g or --lr-d", 1)
-    here = {"device", "out_dir", "resume", "generate", "checkpoint"}  # flags of this call, not of the run
-    settings = {name: value for name, value in vars(args).items() if name not in here}
+    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
+    settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
     torch.save(checkpoint, folder / "checkpoint.tmp")
@@ -400,18 +398,18 @@ def save(parts, history, folder, args):
 def read_checkpoint(path, **modules):
     """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # no code can hide in it
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
         if checkpoint["script"] != SCRIPT:
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
     except Exception as error:  # its type depends on where the damage is
-        fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({' '.join(str(error).split()):.200})")
+        fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
 
 def load_generator(path, device="cpu"):
-    """The generator of a checkpoint, for any program: sample(load_generator(path), z, classes)."""
+    """The generator of a checkpoint, for any program: sample(load_generator(path), torch.randn(64, 100))."""
     settings = read_checkpoint(path)["settings"]
     classes = len(settings["class_names"])
     generator = Generator(settings["latent_dim"], settings["width"], classes, settings["mlp"])
@@ -425,21 +423,21 @@ def load_generator(path, device="cpu"):
 def parse_args(argv=None):
     """The settings. Flags that are given win over a checkpoint's, and those over --published and defaults."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description, parser.error = __doc__.split("\n")[0], fail
+    parser.description = __doc__.split("\n")[0]
+    parser.error = fail  # one line for wrong usage, too
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
     if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
-        fail("--generate N goes with --checkpoint PATH, and not with --resume; give both")
+        fail("--generate N needs --checkpoint PATH, and no --resume")
     if args.fid_every and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.published:
         parser.set_defaults(**PUBLISHED)
     if args.resume or args.checkpoint:
         parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv)  # again, over the new defaults
     if args.device == "auto":
-        gpu = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        args.device = gpu.type if gpu else "cpu"
+        args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
     except (RuntimeError, AssertionError):

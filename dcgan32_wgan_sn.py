@@ -2,31 +2,29 @@
 
     python dcgan32_wgan_sn.py                           # 11 epochs, into runs/dcgan32_wgan_sn/001
     python dcgan32_wgan_sn.py --epochs 5 --device cuda
-    python dcgan32_wgan_sn.py --critic-norm none --loss hinge   # the losses of SN-GAN
+    python dcgan32_wgan_sn.py --critic-norm none --loss hinge       # Miyato et al. train with this loss
 
-    u ──► W^T u ──► v ──► W v ──┐       both scaled to length 1 each time
-    ▲                           │
-    └───────────────────────────┘       sigma = u^T W v
+     x ──► W1 / sigma1 ──► LeakyReLU ──► W2 / sigma2 ──► LeakyReLU ──► ... ──► score
 
 A critic must not be steep. wgan_gp.py asks for that with a penalty, which takes a gradient of a gradient in
-every step. Can the bound be built into the layers? A layer is a matrix W. It stretches one direction most, by
-its largest singular value sigma; divided by sigma, it stretches nothing by more than 1. Nor does LeakyReLU.
-So the slope of the whole critic is bounded, and the Wasserstein loss needs no penalty:
+every step. Can the bound be built into the layers? Take the weights of a layer as a matrix W. It stretches
+one direction most, by its largest singular value sigma. Divided by sigma, no layer is steep, nor is
+LeakyReLU. So the slope of the whole critic is bounded, and the Wasserstein loss needs no penalty:
 
     L_C = E[C(G(z))] - E[C(x)]        L_G = -E[C(G(z))]
 
 Where does sigma come from? Power iteration: keep multiplying a vector by W and its transpose; it turns
-towards the direction that W stretches most. One round a step will do, because W changes slowly.
+towards the direction that W stretches most. One round at each use will do, because W changes slowly.
 
-The tutorial that this script follows has batch normalisation in the critic as well. That divides by a
-standard deviation, so whatever scale W has cancels: beside it, spectral normalisation bounds nothing. Leave
-it out with --critic-norm none.
+Batch normalisation in the critic breaks the bound: it divides by a standard deviation, and whatever scale W
+has cancels. Tutorials put both into one critic, and so does this script, because the samples are better. But
+what is at work there is batch normalisation; for the bound itself, take --critic-norm none.
 
 What to watch: stages.png, the samples after 200, 4,000, 8,000 and 20,000 steps. Try --critic-norm none, with
 --no-spectral-norm and without. What becomes of c_real - c_fake?
 
-Papers: Miyato et al. 2018, arXiv 1802.05957; Arjovsky et al. 2017, 1701.07875. Departures: PyTorch's initial
-weights; one step of C for one of G; z from the cube U(-1, 1)^100; Adam instead of RMSprop, and no clipping.
+Papers: Miyato et al. 2018, arXiv 1802.05957; Arjovsky et al. 2017, 1701.07875. Departures from the first:
+this loss, PyTorch's initial weights; from the second: Adam, no clipping, one step of C for one of G.
 """
 
 import argparse
@@ -41,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import nn
+from torch import accelerator, nn
 from torchvision import datasets
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -187,7 +185,7 @@ def generator_loss(fake_scores):
 
 # %% Training step
 
-PANELS = [["c_real", "c_fake"], ["diversity"]]  # what a step reports, and losses.png
+PANELS = [["c_real", "c_fake"], ["diversity"]]  # the metrics of a step, by panel of losses.png
 
 
 def uniform(count, latent_dim, **options):
@@ -221,21 +219,21 @@ def train_step(generator, critic, optimizer_g, optimizer_c, real, loss="wasserst
 
     metrics = {"c_real": real_scores.mean(), "c_fake": fake_scores.mean()}
     metrics["diversity"] = (fake.float().var(0).mean() / real.var(0).mean()).sqrt()  # 1: fakes vary as much
-    return {name: value.detach() for name, value in metrics.items()}  # on the device, so that no step waits
+    return {name: value.detach() for name, value in metrics.items()}  # .item() would wait for the GPU
 
 
 # %% Training
 
 
 def build(args):
-    """The networks and optimisers of a run, by the names that train_step has for them."""
+    """The networks and optimisers of a run, named as train_step's arguments."""
     torch.manual_seed(args.seed)
     channels = 3 if args.dataset == "cifar10" else 1
     generator = Generator(args.latent_dim, channels)
     critic = Critic(channels, args.critic_norm == "batch", not args.no_spectral_norm)
     for network in generator, critic:
         network.to(args.device, memory_format=torch.channels_last)  # faster convolutions
-    adam = {"betas": (0.5, 0.999), "fused": True}
+    adam = {"betas": (0.5, 0.999), "fused": True}  # fused: faster
     return {
         "generator": generator,
         "critic": critic,
@@ -252,9 +250,11 @@ def train(args):
         fail("--batch-size: batch normalisation compares images; give 2 or more")
     parts = build(args)
     generator = parts["generator"]
-    history = read_checkpoint(args.resume, **parts)["history"] if args.resume else []  # means of each epoch
-    parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # in a resumed run the rates may be new
-    parts["optimizer_c"].param_groups[0]["lr"] = args.lr_d
+    history = []  # the mean metrics of each epoch
+    if args.resume:
+        history = read_checkpoint(args.resume, **parts)["history"]
+        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # the rates may be new
+        parts["optimizer_c"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
         fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
     if args.fid_every:
@@ -267,18 +267,18 @@ def train(args):
     print(f"{len(images):,} images, on {args.device}, into {folder}")
 
     for epoch in range(len(history) + 1, args.epochs + 1):
-        torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed epoch is the same
+        torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         order = torch.randperm(len(images)).to(args.device)
         batches = order.split(batch_size)[: len(images) // batch_size]  # without the last, short one
-        steps, start = [], time.perf_counter()
+        metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False):
             real = images[batch].float() / 127.5 - 1
-            steps.append(train_step(**parts, real=real, loss=args.loss, precision=args.precision))
-            step = (epoch - 1) * len(batches) + len(steps)
+            metrics.append(train_step(**parts, real=real, loss=args.loss, precision=args.precision))
+            step = (epoch - 1) * len(batches) + len(metrics)
             if step in STAGES:
                 draw_stage(generator, folder, step, args)
 
-        means = {name: torch.stack([step[name] for step in steps]).mean().item() for name in steps[0]}
+        means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}
         history.append({"epoch": epoch} | means)
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
@@ -329,7 +329,7 @@ def draw(generator, folder, epoch, args):
     walks = [torch.lerp(z1, z2, t) for z1, z2 in z[:16].split(2)]
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
-    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]
+    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
@@ -369,12 +369,12 @@ def open_folder(args, parent):
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.pt, first beside the old one, so that there is never half of one."""
+    """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; --resume with a lower --lr-g or --lr-d", 1)
-    here = {"device", "out_dir", "resume", "generate", "checkpoint"}  # flags of this call, not of the run
-    settings = {name: value for name, value in vars(args).items() if name not in here}
+    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
+    settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
     torch.save(checkpoint, folder / "checkpoint.tmp")
@@ -384,13 +384,13 @@ def save(parts, history, folder, args):
 def read_checkpoint(path, **modules):
     """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # no code can hide in it
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
         if checkpoint["script"] != SCRIPT:
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
     except Exception as error:  # its type depends on where the damage is
-        fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({' '.join(str(error).split()):.200})")
+        fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
 
@@ -408,21 +408,21 @@ def load_generator(path, device="cpu"):
 def parse_args(argv=None):
     """The settings. Flags that are given win over a checkpoint's, and those over --published and defaults."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description, parser.error = __doc__.split("\n")[0], fail
+    parser.description = __doc__.split("\n")[0]
+    parser.error = fail  # one line for wrong usage, too
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
     if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
-        fail("--generate N goes with --checkpoint PATH, and not with --resume; give both")
+        fail("--generate N needs --checkpoint PATH, and no --resume")
     if args.fid_every and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.published:
         parser.set_defaults(**PUBLISHED)
     if args.resume or args.checkpoint:
         parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv)  # again, over the new defaults
     if args.device == "auto":
-        gpu = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        args.device = gpu.type if gpu else "cpu"
+        args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
     except (RuntimeError, AssertionError):

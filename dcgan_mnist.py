@@ -4,25 +4,24 @@
     python dcgan_mnist.py --epochs 5 --device cuda
     python dcgan_mnist.py --generate 100 --checkpoint runs/dcgan_mnist/001/checkpoint.pt
 
-            z ──► G ──► fake ──┐
-                               ├──► D ──► real or fake?
-         data ────────► real ──┘
+    z ──► 7x7 ──► 14x14 ──► 28x28 ──► 14x14 ──► 7x7 ──► 3x3 ──► real or fake?
+    └──────────── G ────────────┘ └──────────────── D ──────────────────────┘
 
-vanilla_gan.py leaves specks, for to a dense layer an image is 784 unrelated numbers. A convolution knows that
-neighbouring pixels belong together, but the first GANs built from convolutions refused to train. DCGAN is the
-recipe that worked:
+To the dense layers of vanilla_gan.py an image is 784 unrelated numbers. A convolution knows that neighbouring
+pixels belong together, but early GANs built from convolutions were hard to train. DCGAN is the recipe that
+worked:
   - no pooling: D halves the image with strided convolutions, G doubles it with transposed ones;
   - batch normalisation in every layer, except at G's output and D's input;
   - ReLU in G, LeakyReLU in D; weights start from N(0, 0.02^2); Adam with beta1 = 0.5.
-The losses are those of vanilla_gan.py, but for one thing: the target for real images is 0.9 instead of 1, to
-keep D from becoming too sure of itself. Were G perfect, D would answer 0.45 to everything.
+The losses are those of vanilla_gan.py, except that the target for real images is 0.9 instead of 1, to keep D
+from becoming too sure of itself. The best D is now 0.9 p / (p + q): against a perfect G it always says 0.45.
 
 What to watch: the pictures. G's loss is measured against a D that keeps learning, so it rises while the
-digits improve. Two failures do show in the numbers, and the script names them: D wins (D(fake) sticks near
-0), and mode collapse (G draws the same image whatever z is, and `diversity` drops).
+digits improve. Two failures show in the numbers, and the script names them: D wins (D(fake) sticks near 0),
+and mode collapse (G draws the same image whatever z is, and `diversity` drops).
 
-Try --published. Its D has two convolutions, like the one in most tutorials, and judges an image by 49 patches
-of 10x10 pixels. It cannot tell whether top and bottom belong to one digit. Which digits come out wrong?
+Try --d-layers 2. Now D has two convolutions, as in many tutorials, and judges an image by 49 patches of 10x10
+pixels. It cannot tell whether top and bottom belong to one digit. Which digits come out wrong?
 
 Paper: Radford et al. 2015, arXiv 1511.06434. Departures: a third convolution in D; 16 channels and rates of
 2e-3, where tutorials have 64 and 2e-4, so that it trains in minutes on a CPU; kernels of 4, not 5; the target
@@ -40,7 +39,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import nn
+from torch import accelerator, nn
 from torchvision import datasets
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -76,7 +75,7 @@ def add_flags(add):
     add("--d-layers", type=int, choices=[2, 3], default=3, help="convolutions in D")
     add("--width", type=count, default=16, help="channels of D's first convolution")
     add("--refine", action="store_true", help="one more block in G, at full resolution")
-    add("--init", choices=["normal", "pytorch"], default="normal", help="whose first weights")
+    add("--init", choices=["normal", "pytorch"], default="normal", help="N(0, 0.02^2), or PyTorch's weights")
     add("--instance-noise", type=non_negative, default=0.0, help="std of noise on all that D sees, at first")
     add("--noise-epochs", type=count, default=10, help="epochs in which that noise fades to 0")
     add("--published", action="store_true", help=f"the tutorials' settings: {PUBLISHED}")
@@ -187,7 +186,11 @@ def generator_loss(fake_logits):
 
 # %% Training step
 
-PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["diversity"]]  # what a step reports, and losses.png
+PANELS = [
+    ["d_loss", "g_loss"],
+    ["d_real", "d_fake"],
+    ["diversity"],
+]  # the metrics of a step, by panel of losses.png
 
 
 def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_label, noise_std=0.0):
@@ -198,6 +201,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_la
 
     # D learns to tell real from fake. Detached, the fakes carry no gradient back to G.
     fake = generator(torch.randn(len(real), generator.latent_dim, device=real.device))
+    # Batch normalisation must not mix the two, so they go through D one after the other.
     real_logits, fake_logits = discriminator(noisy(real)), discriminator(noisy(fake.detach()))
     d_loss = discriminator_loss(real_logits, fake_logits, real_label)
     optimizer_d.zero_grad()
@@ -219,12 +223,12 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_la
         "d_fake": fake_logits.sigmoid().mean(),
         "diversity": (fake.var(0).mean() / real.var(0).mean()).sqrt(),  # 1: fakes vary as much as real images
     }
-    return {name: value.detach() for name, value in metrics.items()}  # on the device, so that no step waits
+    return {name: value.detach() for name, value in metrics.items()}  # .item() would wait for the GPU
 
 
 def diagnose(means, real_label):
     """The failures that the means of an epoch show, each as one line."""
-    if means["d_real"] > 0.9 * real_label and means["d_fake"] < 0.02:
+    if means["d_real"] > 0.9 * real_label and means["d_fake"] < 0.02:  # D comes close to both targets
         yield "D wins, and G learns nothing: raise --lr-g"
     if means["diversity"] < 0.5:
         yield "mode collapse: all samples look alike"
@@ -234,7 +238,7 @@ def diagnose(means, real_label):
 
 
 def build(args):
-    """The networks and optimisers of a run, by the names that train_step has for them."""
+    """The networks and optimisers of a run, named as train_step's arguments."""
     torch.manual_seed(args.seed)
     generator = Generator(args.latent_dim, args.width, args.refine)
     discriminator = Discriminator(args.width, args.d_layers)
@@ -242,7 +246,7 @@ def build(args):
         if args.init == "normal":
             network.apply(init_weights)
         network.to(args.device, memory_format=torch.channels_last)  # faster convolutions
-    adam = {"betas": (0.5, 0.999), "fused": True}
+    adam = {"betas": (0.5, 0.999), "fused": True}  # fused: faster
     return {
         "generator": generator,
         "discriminator": discriminator,
@@ -261,9 +265,11 @@ def train(args):
         fail("--real-label: a probability is at most 1")
     parts = build(args)
     generator = parts["generator"]
-    history = read_checkpoint(args.resume, **parts)["history"] if args.resume else []  # means of each epoch
-    parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # in a resumed run the rates may be new
-    parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
+    history = []  # the mean metrics of each epoch
+    if args.resume:
+        history = read_checkpoint(args.resume, **parts)["history"]
+        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # the rates may be new
+        parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
         fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
     if args.fid_every:
@@ -276,16 +282,16 @@ def train(args):
     print(f"{len(images):,} images, on {args.device}, into {folder}")
 
     for epoch in range(len(history) + 1, args.epochs + 1):
-        torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed epoch is the same
+        torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         noise_std = args.instance_noise * max(0, 1 - (epoch - 1) / args.noise_epochs)
         order = torch.randperm(len(images)).to(args.device)
         batches = order.split(batch_size)[: len(images) // batch_size]  # without the last, short one
-        steps, start = [], time.perf_counter()
+        metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False):
             real = images[batch].float() / 127.5 - 1
-            steps.append(train_step(**parts, real=real, real_label=args.real_label, noise_std=noise_std))
+            metrics.append(train_step(**parts, real=real, real_label=args.real_label, noise_std=noise_std))
 
-        means = {name: torch.stack([step[name] for step in steps]).mean().item() for name in steps[0]}
+        means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}
         history.append({"epoch": epoch} | means)
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
@@ -331,14 +337,14 @@ def sample(generator, z):
 
 def draw(generator, folder, epoch, args):
     """Write the samples of an epoch, always from the same z, interpolation.png and progress.gif."""
-    z = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(args.seed))
+    rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
+    z = torch.randn(64, args.latent_dim, generator=rng)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
-    # Each row walks from one z to another. cos(t) z1 + sin(t) z2 is from N(0, I) too; a straight line is not.
-    t = torch.linspace(0, math.pi / 2, 10)[:, None]
-    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]
+    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # each row turns from z1 to z2 and, unlike
+    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # a straight line, stays in N(0, I)
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
-    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]
+    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
@@ -370,12 +376,12 @@ def open_folder(args, parent):
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.pt, first beside the old one, so that there is never half of one."""
+    """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; --resume with a lower --lr-g or --lr-d", 1)
-    here = {"device", "out_dir", "resume", "generate", "checkpoint"}  # flags of this call, not of the run
-    settings = {name: value for name, value in vars(args).items() if name not in here}
+    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
+    settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
     torch.save(checkpoint, folder / "checkpoint.tmp")
@@ -385,13 +391,13 @@ def save(parts, history, folder, args):
 def read_checkpoint(path, **modules):
     """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # no code can hide in it
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
         if checkpoint["script"] != SCRIPT:
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
     except Exception as error:  # its type depends on where the damage is
-        fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({' '.join(str(error).split()):.200})")
+        fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
 
@@ -409,21 +415,21 @@ def load_generator(path, device="cpu"):
 def parse_args(argv=None):
     """The settings. Flags that are given win over a checkpoint's, and those over --published and defaults."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description, parser.error = __doc__.split("\n")[0], fail
+    parser.description = __doc__.split("\n")[0]
+    parser.error = fail  # one line for wrong usage, too
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
     if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
-        fail("--generate N goes with --checkpoint PATH, and not with --resume; give both")
+        fail("--generate N needs --checkpoint PATH, and no --resume")
     if args.fid_every and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.published:
         parser.set_defaults(**PUBLISHED)
     if args.resume or args.checkpoint:
         parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv)  # again, over the new defaults
     if args.device == "auto":
-        gpu = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        args.device = gpu.type if gpu else "cpu"
+        args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
     except (RuntimeError, AssertionError):

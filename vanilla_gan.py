@@ -13,17 +13,16 @@ is real. With real images x, D tries to raise V, and G to lower it:
 
     V = E[log D(x)] + E[log(1 - D(G(z)))]
 
-What does G win? Let p be the density of real images and q that of fakes. The best D is p / (p + q). Put it
-into V, and out comes 2 JSD(p, q) - 2 log 2. JSD, the Jensen-Shannon divergence, is 0 only where p = q. So
-against the best D, G brings its images closer to real ones, until D can do no better than 1/2.
+What does this game do to G? Let p be the density of real images and q that of fakes. The best D says
+p / (p + q), and then V is 2 JSD(p, q) - 2 log 2. The Jensen-Shannon divergence JSD is 0 only when p = q, so
+against the best D, G draws ever closer to real images. Watch D: evenly matched players keep it near 1/2.
 
-Why is G not trained on V? At first D sees through every fake, and there log(1 - D) is flat. So G lowers
--log D(G(z)), steep just there. Let D run ahead, --lr-d 2e-3 --lr-g 2e-5, and try --generator-loss minimax.
-
-What to watch: evenly matched players keep D near 1/2, and D's loss near 2 log 2 = 1.386.
+Yet G is not trained on V. At first D sees through every fake: its logit is far below 0, where log(1 - D) is
+flat. So G lowers -log D(G(z)) instead, steep just there. Let D run ahead, --lr-d 2e-3 --lr-g 2e-5, and try
+both: --generator-loss minimax is the one from V. Which of them still draws strokes?
 
 Paper: Goodfellow et al. 2014, arXiv 1406.2661. Departures, from later practice: batch normalisation and Tanh
-in G, LeakyReLU in D (there: maxout, dropout), Adam, weights from N(0, 0.02^2).
+in G, LeakyReLU in D (the paper: maxout, dropout), Adam, weights from N(0, 0.02^2).
 """
 
 import argparse
@@ -37,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import nn
+from torch import accelerator, nn
 from torchvision import datasets
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -147,8 +146,7 @@ def discriminator_loss(real_logits, fake_logits):
 def generator_loss(fake_logits, minimax=False):
     """L_G = -E[log D(G(z))], the non-saturating loss, or with `minimax` the paper's E[log(1 - D(G(z)))].
 
-    Their gradients with respect to a fake's logit are -(1 - D) and -D. If D is the best one, minimax lowers
-    2 JSD(p, q), the other KL(q || p) - 2 JSD(p, q) (Arjovsky and Bottou 2017, arXiv 1701.04862, theorem 2.5).
+    With the best D, that lowers KL(q || p) - 2 JSD(p, q), and minimax 2 JSD(p, q) (Arjovsky and Bottou 2017).
     """
     if minimax:
         return -F.binary_cross_entropy_with_logits(fake_logits, torch.zeros_like(fake_logits))
@@ -157,7 +155,7 @@ def generator_loss(fake_logits, minimax=False):
 
 # %% Training step
 
-PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # what a step reports, and losses.png
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # the metrics of a step, by panel of losses.png
 
 
 def train_step(generator, discriminator, optimizer_g, optimizer_d, real, minimax):
@@ -182,18 +180,18 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, minimax
 
     metrics = {"d_loss": d_loss, "g_loss": g_loss}
     metrics |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
-    return {name: value.detach() for name, value in metrics.items()}  # on the device, so that no step waits
+    return {name: value.detach() for name, value in metrics.items()}  # .item() would wait for the GPU
 
 
 # %% Training
 
 
 def build(args):
-    """The networks and optimisers of a run, by the names that train_step has for them."""
+    """The networks and optimisers of a run, named as train_step's arguments."""
     torch.manual_seed(args.seed)
     generator = Generator(args.latent_dim).apply(init_weights).to(args.device)
     discriminator = Discriminator().apply(init_weights).to(args.device)
-    adam = {"betas": (0.5, 0.999), "fused": True}
+    adam = {"betas": (0.5, 0.999), "fused": True}  # fused: faster
     return {
         "generator": generator,
         "discriminator": discriminator,
@@ -210,9 +208,11 @@ def train(args):
         fail("--batch-size: batch normalisation compares images; give 2 or more")
     parts = build(args)
     generator = parts["generator"]
-    history = read_checkpoint(args.resume, **parts)["history"] if args.resume else []  # means of each epoch
-    parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # in a resumed run the rates may be new
-    parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
+    history = []  # the mean metrics of each epoch
+    if args.resume:
+        history = read_checkpoint(args.resume, **parts)["history"]
+        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # the rates may be new
+        parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
         fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
     if args.fid_every:
@@ -225,15 +225,15 @@ def train(args):
     print(f"{len(images):,} images, on {args.device}, into {folder}")
 
     for epoch in range(len(history) + 1, args.epochs + 1):
-        torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed epoch is the same
+        torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         order = torch.randperm(len(images)).to(args.device)
         batches = order.split(batch_size)[: len(images) // batch_size]  # without the last, short one
-        steps, start = [], time.perf_counter()
+        metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False):
             real = images[batch].float() / 127.5 - 1
-            steps.append(train_step(**parts, real=real, minimax=args.generator_loss == "minimax"))
+            metrics.append(train_step(**parts, real=real, minimax=args.generator_loss == "minimax"))
 
-        means = {name: torch.stack([step[name] for step in steps]).mean().item() for name in steps[0]}
+        means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}
         history.append({"epoch": epoch} | means)
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
@@ -276,14 +276,14 @@ def sample(generator, z):
 
 def draw(generator, folder, epoch, args):
     """Write the samples of an epoch, always from the same z, interpolation.png and progress.gif."""
-    z = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(args.seed))
+    rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
+    z = torch.randn(64, args.latent_dim, generator=rng)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
-    # Each row walks from one z to another. cos(t) z1 + sin(t) z2 is from N(0, I) too; a straight line is not.
-    t = torch.linspace(0, math.pi / 2, 10)[:, None]
-    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]
+    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # each row turns from z1 to z2 and, unlike
+    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # a straight line, stays in N(0, I)
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
-    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]
+    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
@@ -315,12 +315,12 @@ def open_folder(args, parent):
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.pt, first beside the old one, so that there is never half of one."""
+    """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; --resume with a lower --lr-g or --lr-d", 1)
-    here = {"device", "out_dir", "resume", "generate", "checkpoint"}  # flags of this call, not of the run
-    settings = {name: value for name, value in vars(args).items() if name not in here}
+    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
+    settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
     torch.save(checkpoint, folder / "checkpoint.tmp")
@@ -330,13 +330,13 @@ def save(parts, history, folder, args):
 def read_checkpoint(path, **modules):
     """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # no code can hide in it
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
         if checkpoint["script"] != SCRIPT:
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
     except Exception as error:  # its type depends on where the damage is
-        fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({' '.join(str(error).split()):.200})")
+        fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
 
@@ -353,19 +353,19 @@ def load_generator(path, device="cpu"):
 def parse_args(argv=None):
     """The settings. Flags that are given win over a checkpoint's, and those over defaults."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description, parser.error = __doc__.split("\n")[0], fail
+    parser.description = __doc__.split("\n")[0]
+    parser.error = fail  # one line for wrong usage, too
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
     if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
-        fail("--generate N goes with --checkpoint PATH, and not with --resume; give both")
+        fail("--generate N needs --checkpoint PATH, and no --resume")
     if args.fid_every and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.resume or args.checkpoint:
         parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv)  # again, over the new defaults
     if args.device == "auto":
-        gpu = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        args.device = gpu.type if gpu else "cpu"
+        args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
     except (RuntimeError, AssertionError):

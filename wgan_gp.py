@@ -3,30 +3,31 @@
     python wgan_gp.py                                   # 25 epochs, into runs/wgan_gp/001
     python wgan_gp.py --epochs 5 --device cuda
 
-    JSD ──────┐ ┌──────      W ╲       ╱       Two piles of probability, a distance d apart.
-              │ │                ╲   ╱         JSD only sees whether they overlap,
-              └─┘                  V           W how far one has to be carried to the other.
-             d = 0               d = 0
+    JSD  ─ log 2 ─┐ ┌─────────        W ╲         ╱
+                  │ │                    ╲     ╱          two piles of probability,
+                  └─┘                       V             a distance d apart
+                 d = 0                    d = 0
 
 While the fakes look nothing like real images, some D tells them apart without fail. JSD is stuck at log 2,
 and gives G no slope to walk down. The Wasserstein distance W has no such plateau. It is the least work, mass
-times distance, that turns one pile of probability into the other. Duality makes it something a network can
-maximise: the widest gap E[C(x)] - E[C(G(z))] between scores that a function C of slope at most 1 can open.
+times distance, that turns one pile into the other. And it is something a network can learn: W equals the
+widest gap E[C(x)] - E[C(G(z))] that a function C with slope at most 1 can open.
 
-So the critic C pushes the scores of real and fake apart, and a penalty keeps its slope near 1 between each
-fake and the real image that it would be carried to. Nobody knows these pairs, so they are drawn at random:
+So the critic C pushes the scores of real and fake apart, and a penalty stops it from getting steep. The best
+C has slope 1 along the line from a fake to the real image that it would be carried to. Nobody knows these
+pairs, so they are drawn at random:
 
     x' = t x + (1 - t) G(z), with t from U(0, 1)        L_G = -E[C(G(z))]
     L_C = E[C(G(z))] - E[C(x)] + 10 E[(|gradient of C at x'| - 1)^2]
 
-New against dcgan_mnist.py: no sigmoid and no logarithm; no batch normalisation in C, for the penalty is about
-one image at a time; five steps of C, on fresh batches, for one of G; Adam with betas (0, 0.9).
+New against dcgan_mnist.py: no sigmoid and no logarithm; no batch normalisation in C, since the penalty is per
+image; five steps of C, on fresh batches, for one of G; Adam with betas (0, 0.9).
 
 What to watch: `wasserstein`, the gap. It rises at first while digits improve; ignore it until it peaks. Try
 --weight-clip 0.01, the first WGAN's way to bound the slope. What becomes of gradient_norm?
 
 Paper: Gulrajani et al. 2017, arXiv 1704.00028; Arjovsky et al. 2017, 1701.07875. Departures: networks and
-initialisation of dcgan_mnist.py, rates of 2e-3, not 1e-4; the first WGAN clips with RMSprop, we with Adam.
+initialisation of dcgan_mnist.py; rates of 2e-3, not 1e-4; to clip, Adam instead of RMSprop.
 """
 
 import argparse
@@ -39,7 +40,7 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
-from torch import nn
+from torch import accelerator, nn
 from torchvision import datasets
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -76,7 +77,7 @@ def add_flags(add):
     add("--weight-clip", type=positive, metavar="C", help="no penalty; clip C's weights to [-C, C] instead")
     add("--d-layers", type=int, choices=[2, 3], default=3, help="convolutions in the critic")
     add("--width", type=count, default=16, help="channels of the critic's first convolution")
-    add("--init", choices=["normal", "pytorch"], default="normal", help="whose first weights")
+    add("--init", choices=["normal", "pytorch"], default="normal", help="N(0, 0.02^2), or PyTorch's weights")
     add("--published", action="store_true", help=f"the tutorials' settings: {PUBLISHED}")
     add("--epochs", type=count, default=25, help="passes over the training images")
     add("--lr-g", type=positive, default=2e-3, help="Adam's learning rate for the generator")
@@ -187,7 +188,7 @@ def gradient_penalty(critic, real, fake):
 
 # %% Training step
 
-PANELS = [["wasserstein"], ["gradient_norm"]]  # what a step reports, and losses.png
+PANELS = [["wasserstein"], ["gradient_norm"]]  # the metrics of a step, by panel of losses.png
 
 
 def train_step(generator, critic, optimizer_g, optimizer_c, real, n_critic, gp_weight, weight_clip=None):
@@ -231,16 +232,16 @@ def train_step(generator, critic, optimizer_g, optimizer_c, real, n_critic, gp_w
 
 
 def build(args):
-    """The networks and optimisers of a run, by the names that train_step has for them."""
+    """The networks and optimisers of a run, named as train_step's arguments."""
     torch.manual_seed(args.seed)
     generator = Generator(args.latent_dim, args.width)
     critic = Critic(args.width, args.d_layers)
     if args.init == "normal":
         generator.apply(init_weights)
         critic.apply(init_weights)
-    generator.to(args.device, memory_format=torch.channels_last)  # faster convolutions, but not
-    critic.to(args.device)  # for the gradient of a gradient
-    adam = {"betas": (0.0, 0.9), "fused": True}
+    generator.to(args.device, memory_format=torch.channels_last)  # faster convolutions
+    critic.to(args.device)  # contiguous: faster for the gradient of a gradient
+    adam = {"betas": (0.0, 0.9), "fused": True}  # fused: faster
     return {
         "generator": generator,
         "critic": critic,
@@ -258,9 +259,11 @@ def train(args):
     parts = build(args)
     options = {"n_critic": args.n_critic, "gp_weight": args.gp_weight, "weight_clip": args.weight_clip}
     generator = parts["generator"]
-    history = read_checkpoint(args.resume, **parts)["history"] if args.resume else []  # means of each epoch
-    parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # in a resumed run the rates may be new
-    parts["optimizer_c"].param_groups[0]["lr"] = args.lr_d
+    history = []  # the mean metrics of each epoch
+    if args.resume:
+        history = read_checkpoint(args.resume, **parts)["history"]
+        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # the rates may be new
+        parts["optimizer_c"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
         fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
     if args.fid_every:
@@ -273,15 +276,15 @@ def train(args):
     print(f"{len(images):,} images, on {args.device}, into {folder}")
 
     for epoch in range(len(history) + 1, args.epochs + 1):
-        torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed epoch is the same
+        torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         order = torch.randperm(len(images)).to(args.device)
         batches = order.split(batch_size)[: len(images) // batch_size]  # without the last, short one
-        steps, start = [], time.perf_counter()
+        metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False):
             real = images[batch].float() / 127.5 - 1
-            steps.append(train_step(**parts, real=real, **options))
+            metrics.append(train_step(**parts, real=real, **options))
 
-        means = {name: torch.stack([step[name] for step in steps]).mean().item() for name in steps[0]}
+        means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}
         history.append({"epoch": epoch} | means)
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
@@ -324,14 +327,14 @@ def sample(generator, z):
 
 def draw(generator, folder, epoch, args):
     """Write the samples of an epoch, always from the same z, interpolation.png and progress.gif."""
-    z = torch.randn(64, args.latent_dim, generator=torch.Generator().manual_seed(args.seed))
+    rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
+    z = torch.randn(64, args.latent_dim, generator=rng)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
-    # Each row walks from one z to another. cos(t) z1 + sin(t) z2 is from N(0, I) too; a straight line is not.
-    t = torch.linspace(0, math.pi / 2, 10)[:, None]
-    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]
+    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # each row turns from z1 to z2 and, unlike
+    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # a straight line, stays in N(0, I)
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
-    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]
+    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
@@ -363,12 +366,12 @@ def open_folder(args, parent):
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.pt, first beside the old one, so that there is never half of one."""
+    """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; --resume with a lower --lr-g or --lr-d", 1)
-    here = {"device", "out_dir", "resume", "generate", "checkpoint"}  # flags of this call, not of the run
-    settings = {name: value for name, value in vars(args).items() if name not in here}
+    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
+    settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
     torch.save(checkpoint, folder / "checkpoint.tmp")
@@ -378,13 +381,13 @@ def save(parts, history, folder, args):
 def read_checkpoint(path, **modules):
     """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # no code can hide in it
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
         if checkpoint["script"] != SCRIPT:
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
     except Exception as error:  # its type depends on where the damage is
-        fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({' '.join(str(error).split()):.200})")
+        fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
 
@@ -402,21 +405,21 @@ def load_generator(path, device="cpu"):
 def parse_args(argv=None):
     """The settings. Flags that are given win over a checkpoint's, and those over --published and defaults."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description, parser.error = __doc__.split("\n")[0], fail
+    parser.description = __doc__.split("\n")[0]
+    parser.error = fail  # one line for wrong usage, too
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
     if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
-        fail("--generate N goes with --checkpoint PATH, and not with --resume; give both")
+        fail("--generate N needs --checkpoint PATH, and no --resume")
     if args.fid_every and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.published:
         parser.set_defaults(**PUBLISHED)
     if args.resume or args.checkpoint:
         parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
-    args = parser.parse_args(argv)
+    args = parser.parse_args(argv)  # again, over the new defaults
     if args.device == "auto":
-        gpu = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        args.device = gpu.type if gpu else "cpu"
+        args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
     except (RuntimeError, AssertionError):
