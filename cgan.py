@@ -19,9 +19,8 @@ as much a fake as a blot. To fool D, G has to draw what it is told: in effect te
 New against dcgan_mnist.py: in G, ten learned numbers for the class are appended to z; in D, a learned picture
 for the class is a second channel beside the image.
 
-What to watch: the pictures, with a row for each class and a column for each z. What a column has in common,
-slant and stroke width, is what z controls. A classifier that recognises every 7 proves little: a G that
-always draws one perfect 7 also scores 100%. Try --mlp, a G with a single hidden layer. What does it lose?
+What to watch: the pictures. A row is a class and a column one z, so what a column has in common, slant and
+stroke width, is what z controls. Try --mlp, a G with one hidden layer. What does it lose?
 
 Paper: Mirza and Osindero 2014, arXiv 1411.1784. Departures: networks and recipe of dcgan_mnist.py, at half
 its rate, in batches of 64 (the paper: dense layers, maxout in D, one-hot classes).
@@ -199,7 +198,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes
     d_loss.backward()
     optimizer_d.step()
 
-    # G learns to fool the D that has just learned; D itself is frozen.
+    # G learns to fool the D that has just learned, with the same fakes; D itself is frozen.
     discriminator.requires_grad_(False)
     g_loss = generator_loss(discriminator(fake, classes))
     optimizer_g.zero_grad()
@@ -240,7 +239,7 @@ def train(args):
     images, labels = load_images(args)
     batch_size = min(args.batch_size, len(images))
     if batch_size < 2:
-        fail("--batch-size: batch normalisation compares images; give 2 or more")
+        fail("--batch-size, --limit: batch normalisation needs 2 images or more in a batch")
     if args.real_label > 1:
         fail("--real-label: a probability is at most 1")
     parts = build(args)
@@ -276,9 +275,9 @@ def train(args):
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
         draw(generator, folder, epoch, args)
         plot(history, folder)
-        save(parts, history, folder, args)
         if args.fid_every and epoch % args.fid_every == 0:
             fid.track(judge, lambda n: sample(generator, torch.randn(n, args.latent_dim)), folder, epoch)
+        save(parts, history, folder, args)
 
 
 # %% Data, pictures, files
@@ -298,7 +297,7 @@ def load_images(args):
     try:
         dataset = dataset_class(args.data_dir, download=True)
     except Exception as error:  # its type depends on where torchvision stumbles
-        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error})")
+        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     torch.manual_seed(args.seed)
     chosen = torch.randperm(len(dataset))[: args.limit]
     return dataset.data[chosen, None].to(args.device), dataset.targets[chosen].to(args.device)
@@ -306,8 +305,11 @@ def load_images(args):
 
 def load_folder(args):
     """As load_images, from one folder of pictures for each class; names them in args.class_names."""
-    folders = sorted(Path(args.data_dir).glob("[!.]*/"))
-    args.class_names = [folder.name for folder in folders]
+    folders = sorted(path for path in Path(args.data_dir).glob("[!.]*") if path.is_dir())
+    names = [folder.name for folder in folders]
+    if args.resume and names != args.class_names:
+        fail(f"--data-dir: its classes are {names}, and those of the checkpoint {args.class_names}")
+    args.class_names = names
     files = [(file, label) for label, folder in enumerate(folders) for file in sorted(folder.rglob("*.*"))]
     torch.manual_seed(args.seed)
     images, labels = [], []
@@ -333,8 +335,8 @@ def sample(generator, z, classes=None):
         classes = torch.arange(len(z)) % generator.embedding.num_embeddings
     training, device = generator.training, next(generator.parameters()).device
     generator.eval()
-    chunks = zip(z.to(device).split(500), classes.to(device).split(500))
-    images = torch.cat([generator(*chunk).cpu() for chunk in chunks])
+    chunks = zip(z.split(500), classes.split(500))
+    images = torch.cat([generator(z.to(device), y.to(device)).cpu() for z, y in chunks])
     generator.train(training)
     return images / 2 + 0.5
 
@@ -343,13 +345,13 @@ def draw(generator, folder, epoch, args):
     """Write the samples of an epoch, always from the same z, interpolation.png and progress.gif."""
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(10, args.latent_dim, generator=rng)
-    count = len(args.class_names)
-    classes = torch.arange(count).repeat_interleave(10)  # a row for each
-    images = sample(generator, z.repeat(count, 1), classes)
+    rows = len(args.class_names)
+    classes = torch.arange(rows).repeat_interleave(10)  # one for each class
+    images = sample(generator, z.repeat(rows, 1), classes)
     save_image(images, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=10)
     t = torch.linspace(0, math.pi / 2, 10)[:, None]  # each row turns from z1 to z2 and, unlike
     walk = t.cos() * z[0] + t.sin() * z[1]  # a straight line, stays in N(0, I)
-    save_image(sample(generator, walk.repeat(count, 1), classes), folder / "interpolation.png", nrow=10)
+    save_image(sample(generator, walk.repeat(rows, 1), classes), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
@@ -386,7 +388,7 @@ def save(parts, history, folder, args):
     """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
-        fail(f"epoch {len(history)}: weights are not finite; --resume with a lower --lr-g or --lr-d", 1)
+        fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
     not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
@@ -421,7 +423,7 @@ def load_generator(path, device="cpu"):
 
 
 def parse_args(argv=None):
-    """The settings. Flags that are given win over a checkpoint's, and those over --published and defaults."""
+    """The settings. Flags that are given win over --published, and that over a checkpoint's settings."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.split("\n")[0]
     parser.error = fail  # one line for wrong usage, too
@@ -429,18 +431,18 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
         fail("--generate N needs --checkpoint PATH, and no --resume")
-    if args.fid_every and not Path(__file__).with_name("fid.py").exists():
-        fail("--fid-every: put fid.py of the same collection beside this script")
-    if args.published:
-        parser.set_defaults(**PUBLISHED)
     if args.resume or args.checkpoint:
         parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
+    if args.published:
+        parser.set_defaults(**PUBLISHED)
     args = parser.parse_args(argv)  # again, over the new defaults
+    if args.fid_every and not Path(__file__).with_name("fid.py").exists():
+        fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError):
+    except Exception:  # its type depends on the device
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 

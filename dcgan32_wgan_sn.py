@@ -16,15 +16,16 @@ LeakyReLU. So the slope of the whole critic is bounded, and the Wasserstein loss
 Where does sigma come from? Power iteration: keep multiplying a vector by W and its transpose; it turns
 towards the direction that W stretches most. One round at each use will do, because W changes slowly.
 
-Batch normalisation in the critic breaks the bound: it divides by a standard deviation, and whatever scale W
-has cancels. Tutorials put both into one critic, and so does this script, because the samples are better. But
-what is at work there is batch normalisation; for the bound itself, take --critic-norm none.
+Batch normalisation in the critic breaks the bound: it divides by a standard deviation, and whatever scale the
+layers before it had cancels. Tutorials put both into one critic, and so does this script, for the samples are
+better. But what is at work there is batch normalisation; for the bound itself, take --critic-norm none.
 
 What to watch: stages.png, the samples after 200, 4,000, 8,000 and 20,000 steps. Try --critic-norm none, with
 --no-spectral-norm and without. What becomes of c_real - c_fake?
 
 Papers: Miyato et al. 2018, arXiv 1802.05957; Arjovsky et al. 2017, 1701.07875. Departures from the first:
-this loss, PyTorch's initial weights; from the second: Adam, no clipping, one step of C for one of G.
+this loss, kernels of 5, PyTorch's initial weights, z from U(-1, 1)^100; from the second: Adam, no clipping,
+one step of C for one of G. The rates are ten times the tutorials' (--published).
 """
 
 import argparse
@@ -135,7 +136,7 @@ class SpectralConv2d(nn.Conv2d):
                 v = F.normalize(matrix.T @ self.u, dim=0)
                 if self.training:
                     self.u = F.normalize(matrix @ v, dim=0)
-            return self.u @ matrix @ v
+            return self.u @ (matrix @ v)
 
     def forward(self, x):
         return F.conv2d(x, self.weight / self.sigma(), self.bias, self.stride, self.padding)
@@ -188,9 +189,9 @@ def generator_loss(fake_scores):
 PANELS = [["c_real", "c_fake"], ["diversity"]]  # the metrics of a step, by panel of losses.png
 
 
-def uniform(count, latent_dim, **options):
-    """Noise z (count, latent_dim) from U(-1, 1); the options are those of torch.rand."""
-    return torch.rand(count, latent_dim, **options) * 2 - 1
+def uniform(n, latent_dim, **options):
+    """Noise z (n, latent_dim) from U(-1, 1); the options are those of torch.rand."""
+    return torch.rand(n, latent_dim, **options) * 2 - 1
 
 
 def train_step(generator, critic, optimizer_g, optimizer_c, real, loss="wasserstein", precision="fp32"):
@@ -247,7 +248,7 @@ def train(args):
     images = load_images(args)
     batch_size = min(args.batch_size, len(images))
     if batch_size < 2:
-        fail("--batch-size: batch normalisation compares images; give 2 or more")
+        fail("--batch-size, --limit: batch normalisation needs 2 images or more in a batch")
     parts = build(args)
     generator = parts["generator"]
     history = []  # the mean metrics of each epoch
@@ -284,9 +285,9 @@ def train(args):
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
         draw(generator, folder, epoch, args)
         plot(history, folder)
-        save(parts, history, folder, args)
         if args.fid_every and epoch % args.fid_every == 0:
             fid.track(judge, lambda n: sample(generator, uniform(n, args.latent_dim)), folder, epoch)
+        save(parts, history, folder, args)
 
 
 # %% Data, pictures, files
@@ -305,7 +306,7 @@ def load_images(args):
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, download=True).data)
     except Exception as error:  # its type depends on where torchvision stumbles
-        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error})")
+        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     images = images.movedim(3, 1) if images.ndim == 4 else F.pad(images[:, None], (2, 2, 2, 2))
     torch.manual_seed(args.seed)
     return images[torch.randperm(len(images))[: args.limit]].to(args.device)
@@ -372,7 +373,7 @@ def save(parts, history, folder, args):
     """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
-        fail(f"epoch {len(history)}: weights are not finite; --resume with a lower --lr-g or --lr-d", 1)
+        fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
     not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
@@ -406,7 +407,7 @@ def load_generator(path, device="cpu"):
 
 
 def parse_args(argv=None):
-    """The settings. Flags that are given win over a checkpoint's, and those over --published and defaults."""
+    """The settings. Flags that are given win over --published, and that over a checkpoint's settings."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.split("\n")[0]
     parser.error = fail  # one line for wrong usage, too
@@ -414,18 +415,18 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
         fail("--generate N needs --checkpoint PATH, and no --resume")
-    if args.fid_every and not Path(__file__).with_name("fid.py").exists():
-        fail("--fid-every: put fid.py of the same collection beside this script")
-    if args.published:
-        parser.set_defaults(**PUBLISHED)
     if args.resume or args.checkpoint:
         parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
+    if args.published:
+        parser.set_defaults(**PUBLISHED)
     args = parser.parse_args(argv)  # again, over the new defaults
+    if args.fid_every and not Path(__file__).with_name("fid.py").exists():
+        fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError):
+    except Exception:  # its type depends on the device
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 

@@ -74,7 +74,7 @@ def add_flags(add):
     add("--real-label", type=positive, default=0.9, help="D's target for real images, at most 1")
     add("--d-layers", type=int, choices=[2, 3], default=3, help="convolutions in D")
     add("--width", type=count, default=16, help="channels of D's first convolution")
-    add("--refine", action="store_true", help="one more block in G, at full resolution")
+    add("--refine", action="store_true", help="a third block in G, as in another tutorial")
     add("--init", choices=["normal", "pytorch"], default="normal", help="N(0, 0.02^2), or PyTorch's weights")
     add("--instance-noise", type=non_negative, default=0.0, help="std of noise on all that D sees, at first")
     add("--noise-epochs", type=count, default=10, help="epochs in which that noise fades to 0")
@@ -208,7 +208,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_la
     d_loss.backward()
     optimizer_d.step()
 
-    # G learns to fool the D that has just learned; D itself is frozen.
+    # G learns to fool the D that has just learned, with the same fakes; D itself is frozen.
     discriminator.requires_grad_(False)
     g_loss = generator_loss(discriminator(noisy(fake)))
     optimizer_g.zero_grad()
@@ -229,7 +229,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_la
 def diagnose(means, real_label):
     """The failures that the means of an epoch show, each as one line."""
     if means["d_real"] > 0.9 * real_label and means["d_fake"] < 0.02:  # D comes close to both targets
-        yield "D wins, and G learns nothing: raise --lr-g"
+        yield "D wins, and G learns slowly: raise --lr-g"
     if means["diversity"] < 0.5:
         yield "mode collapse: all samples look alike"
 
@@ -260,7 +260,7 @@ def train(args):
     images = load_images(args)
     batch_size = min(args.batch_size, len(images))
     if batch_size < 2:
-        fail("--batch-size: batch normalisation compares images; give 2 or more")
+        fail("--batch-size, --limit: batch normalisation needs 2 images or more in a batch")
     if args.real_label > 1:
         fail("--real-label: a probability is at most 1")
     parts = build(args)
@@ -300,9 +300,9 @@ def train(args):
                 print(f"  {failure}", flush=True)
         draw(generator, folder, epoch, args)
         plot(history, folder)
-        save(parts, history, folder, args)
         if args.fid_every and epoch % args.fid_every == 0:
             fid.track(judge, lambda n: sample(generator, torch.randn(n, args.latent_dim)), folder, epoch)
+        save(parts, history, folder, args)
 
 
 # %% Data, pictures, files
@@ -320,7 +320,7 @@ def load_images(args):
     try:
         images = dataset_class(args.data_dir, download=True).data[:, None]
     except Exception as error:  # its type depends on where torchvision stumbles
-        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error})")
+        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     torch.manual_seed(args.seed)
     return images[torch.randperm(len(images))[: args.limit]].to(args.device)
 
@@ -379,7 +379,7 @@ def save(parts, history, folder, args):
     """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
-        fail(f"epoch {len(history)}: weights are not finite; --resume with a lower --lr-g or --lr-d", 1)
+        fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
     not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
@@ -413,7 +413,7 @@ def load_generator(path, device="cpu"):
 
 
 def parse_args(argv=None):
-    """The settings. Flags that are given win over a checkpoint's, and those over --published and defaults."""
+    """The settings. Flags that are given win over --published, and that over a checkpoint's settings."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.split("\n")[0]
     parser.error = fail  # one line for wrong usage, too
@@ -421,18 +421,18 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
         fail("--generate N needs --checkpoint PATH, and no --resume")
-    if args.fid_every and not Path(__file__).with_name("fid.py").exists():
-        fail("--fid-every: put fid.py of the same collection beside this script")
-    if args.published:
-        parser.set_defaults(**PUBLISHED)
     if args.resume or args.checkpoint:
         parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
+    if args.published:
+        parser.set_defaults(**PUBLISHED)
     args = parser.parse_args(argv)  # again, over the new defaults
+    if args.fid_every and not Path(__file__).with_name("fid.py").exists():
+        fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError):
+    except Exception:  # its type depends on the device
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 

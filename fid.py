@@ -865,7 +865,9 @@ def track(judge, draw, folder, epoch, count=10_000):
     path = Path(folder, "distances.csv")
     rows = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2).tolist() if path.exists() else []
     rows = [row for row in rows if row[0] < epoch] + [[epoch, *values]]  # a resumed run may repeat an epoch
-    np.savetxt(path, rows, "%.6g", ",", header="epoch,distance,precision,recall", comments="")
+    header = "epoch,distance,precision,recall"
+    np.savetxt(path.with_suffix(".tmp"), rows, "%.6g", ",", header=header, comments="")
+    os.replace(path.with_suffix(".tmp"), path)
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     above, below = figure.subplots(2)
     epochs, distances, precisions, recalls = np.transpose(rows)
@@ -877,7 +879,8 @@ def track(judge, draw, folder, epoch, count=10_000):
         axis.locator_params("x", integer=True)
         axis.legend()
     figure.savefig(Path(folder, "distance.png"))
-    print("  distance {:.1f}  precision {:.3f}  recall {:.3f}".format(*values), flush=True)
+    distance, precision, recall = values
+    print(f"  distance {distance:.1f}  precision {precision:.3f}  recall {recall:.3f}", flush=True)
 
 
 def show(result):
