@@ -1,12 +1,14 @@
-"""Every script for a few steps, and the mathematics behind each against independent values.
+"""The five scripts that keep the old frame for now: gan_2d, dcgan64_celeba, pix2pix, cyclegan, stylegan.
 
-    pytest test_scripts.py                  # all but the slow tests
-    pytest test_scripts.py -m ""            # all
-    pytest test_scripts.py -k wgan          # what is about one script
-    python test_scripts.py                  # copy the sections that scripts share into all that have them
+Every script for a few steps, and the mathematics behind each against independent values; fid.py, the faces in
+data/, the files in pretrained/, benchmark.py and the tools, as far as they are about these scripts.
 
-Runs on a CPU, without network, on the MNIST in data/. A new script joins by a row in CASES; what is special
-to it has a section of its own below. All is computed with one thread: tiny batches want no more.
+    pytest tests                            # all
+    pytest tests -k stylegan                # what is about one script
+
+Runs on a CPU, without network, on the MNIST in data/. What is special to a script has a section of its own
+below. All is computed with one thread: tiny batches want no more. What the scripts share word for word is
+tested with pix2pix.py, which has the smallest networks here.
 """
 
 import ast
@@ -38,7 +40,7 @@ import time
 import types
 import urllib.error
 import urllib.request
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -52,23 +54,19 @@ from PIL import Image, ImageOps
 from torch import nn
 from tqdm import tqdm
 
+sys.path.extend(str(Path(__file__).resolve().parent.parent / folder) for folder in ("evidence", "tools"))
+
 import benchmark
-import cgan
-import claims
 import cyclegan
-import dcgan32_wgan_sn
 import dcgan64_celeba
-import dcgan_mnist
 import export
 import fid
 import gan_2d
 import pix2pix
 import strip
 import stylegan
-import vanilla_gan
-import wgan_gp
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which the background job of a shell ignores
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
@@ -76,23 +74,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 # %% Cases: what differs between the scripts
 
 # Shapes that leave the layers, for a batch of three.
-UP = [(3, 3136)] * 3 + [(3, 64, 7, 7)] + [(3, 32, 14, 14)] * 3
-UP28 = UP + [(3, 1, 28, 28)] * 2
-SHALLOW28 = [(3, 64, 14, 14)] * 2 + [(3, 128, 7, 7)] * 3 + [(3, 6272), (3, 1)]
-DOWN28 = [(3, 16, 14, 14)] * 2 + [(3, 32, 7, 7)] * 3 + [(3, 64, 3, 3)] * 3 + [(3, 576), (3, 1)]
-LINEAR_UP = [(3, width) for width in (256, 512, 1024) for _ in range(3)] + [(3, 784)] * 2 + [(3, 1, 28, 28)]
-LINEAR_DOWN = [(3, 784), (3, 512), (3, 512), (3, 256), (3, 256), (3, 1)]
 SIDES = ((512, 4), (256, 8), (128, 16), (64, 32))
 UP64 = [(3, width, side, side) for width, side in SIDES for _ in range(3)] + [(3, 3, 64, 64)] * 2
 DOWN64 = [(3, 64, 32, 32)] * 2 + [(3, w, s, s) for w, s in SIDES[2::-1] for _ in range(3)] + [(3, 1, 1, 1)]
-UP32 = [(3, 100, 1, 1)] + [(3, 256, 4, 4)] * 3 + [(3, 128, 8, 8)] * 3 + [(3, 64, 16, 16)] * 3
-DOWN32 = [(3, 64, 16, 16)] * 2 + [(3, 128, 8, 8)] * 3 + [(3, 256, 4, 4)] * 3 + [(3, 1, 1, 1), (3, 1)]
-# Parameters: a linear layer has a bias, a convolution before batch normalisation has none.
-G28 = (100 * 3136 + 3136) + 2 * 3136 + 64 * 32 * 4 * 4 + 2 * 32 + (32 * 4 * 4 + 1)
-S28 = (64 * 4 * 4 + 64) + 64 * 128 * 4 * 4 + 2 * 128 + (128 * 7 * 7 + 1)
-D28 = (16 * 4 * 4 + 16) + 16 * 32 * 4 * 4 + 2 * 32 + 32 * 64 * 4 * 4 + 2 * 64 + (64 * 3 * 3 + 1)
-G32 = 16 * (100 * 256 + 256 * 128 + 128 * 64 + 64) + 2 * (256 + 128 + 64)
-C32 = 25 * (64 + 64 * 128 + 128 * 256 + 256) + 64 + 2 * 128 + 2 * 256
+# Parameters: a convolution before batch normalisation has no bias.
 G64 = 16 * (100 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 3) + 2 * (512 + 256 + 128 + 64)
 D64 = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512) + 2 * (128 + 256 + 512)
 
@@ -127,30 +112,16 @@ class Case:
     counts: tuple
     step: dict = field(default_factory=dict)  # the arguments of train_step after `real`
     flags: tuple = ("--batch-size", "4")  # with 24 images, six steps an epoch
-    second: str = "discriminator"
     betas: tuple = (0.5, 0.999)
-    side: int = 28
+    side: int = 32
     grid: tuple = (8, 8)  # columns and rows of samples
-    updates: int = 1  # of the second network in a step of the tests
-    fresh: bool = False  # new noise for the generator's half of a step
-    init: float | None = 0.02
-    silent: str = ""  # the parameter that no loss depends on
     real: int = 4  # which argument of train_step has the real images
     batch: int = 4  # of these in a step of a short run
-    calls: int = 1  # of generator_loss in a step
     walks: dict = field(default_factory=lambda: {"interpolation.png": (10, 8)})  # pictures, columns and rows
-    other: tuple = ("latent_dim", 99)  # a setting of other networks
-    form: dict = field(default_factory=dict)  # the second network's arguments
+    form: dict = field(default_factory=dict)  # the discriminator's arguments
 
 
-TWO = {"updates": 2, "flags": ("--batch-size", "2", "--n-critic", "2"), "silent": "layers.7.bias"}
-LABELS = {"classes": torch.arange(8), "real_label": 0.9}
 NOISE = {"z": torch.randn(8, 100, generator=torch.Generator().manual_seed(1)), "noise_std": 0.0}
-WGAN_SHAPES = (UP28, [*DOWN28[:4], *DOWN28[5:7], *DOWN28[8:]])
-WGAN = {"second": "critic", "betas": (0.0, 0.9), "fresh": True} | TWO
-SN = {"second": "critic", "side": 32, "fresh": True, "init": None}
-CGAN = ([(3, 10), *UP28], [(3, 784), *DOWN28])
-CGAN_COUNTS = (G28 + 10 * 3136 + 10 * 10, D28 + 16 * 16 + 10 * 784)
 P2P_STEP = {"l1_weight": 100.0, "gan_weight": 1.0, "condition": True}
 P2P = {
     "real": 5,
@@ -160,40 +131,21 @@ P2P = {
 }
 CYCLE = {"real": 7, "grid": (10, 8), "walks": {}, "batch": 2}
 CYCLE |= {"flags": ("--batch-size", "2", "--decay", "1", "--pool", "2", "--width", "8", "--blocks", "1")}
-CYCLE |= {"calls": 2, "form": {"channels": 1, "norm": "instance"}}
-OTHER = {"side": 32, "other": ("width", 24)}
+CYCLE |= {"form": {"channels": 1, "norm": "instance"}}
 STYLE = {"step": {"mixing": 0.9, "r1_weight": 1.0, "ema_decay": 0.99}, "real": 5, "betas": (0.0, 0.99)}
-STYLE |= {
-    "flags": ("--batch-size", "4", "--width", "8", "--latent-dim", "16"),
-    "init": None,
-    "other": ("latent_dim", 24),
-}
+STYLE |= {"flags": ("--batch-size", "4", "--width", "8", "--latent-dim", "16")}
 STYLE |= {"walks": {"interpolation.png": (10, 8), "mixing.png": (7, 7), "truncation.png": (7, 6)}}
 CASES = {
-    "vanilla_gan": Case((LINEAR_UP, LINEAR_DOWN), (1_489_936, 533_505), {"minimax": False}, fresh=True),
-    "dcgan_mnist": Case((UP28, DOWN28), (G28, D28), {"real_label": 0.9, "noise_std": 0.0}),
-    "wgan_gp": Case(WGAN_SHAPES, (G28, D28 - 32 - 64), {"n_critic": 2, "gp_weight": 10.0}, **WGAN),
-    "cgan": Case(CGAN, CGAN_COUNTS, LABELS, grid=(10, 10), walks={"interpolation.png": (10, 10)}),
-    "dcgan32_wgan_sn": Case((UP32 + [(3, 1, 32, 32)] * 2, DOWN32), (G32, C32), **SN),
     "dcgan64_celeba": Case((UP64, DOWN64), (G64, D64), NOISE, side=64),
-    "pix2pix": Case((U_NET, PATCH), (4_165_217, 135_489), P2P_STEP, **P2P | OTHER),
-    "cyclegan": Case((RESNET, PATCH), (1_367_105, 134_209), **CYCLE | OTHER),
-    "stylegan": Case((STYLED, STYLE_D), (897_825, 844_897), **OTHER | STYLE),
+    "pix2pix": Case((U_NET, PATCH), (4_165_217, 135_489), P2P_STEP, **P2P),
+    "cyclegan": Case((RESNET, PATCH), (1_367_105, 134_209), **CYCLE),
+    "stylegan": Case((STYLED, STYLE_D), (897_825, 844_897), **STYLE),
 }
 TRANSLATORS = pix2pix, cyclegan
 TRANSLATION = [module.SCRIPT for module in TRANSLATORS]
-NOISE_SCRIPTS = [name for name in CASES if name not in TRANSLATION]  # their inputs are noise
-PLAIN = [name for name in NOISE_SCRIPTS if name != "stylegan"]  # and go through all layers
+NOISE_SCRIPTS = ["dcgan64_celeba", "stylegan"]  # their inputs are noise
 MEASURED = *TRANSLATORS, stylegan  # after each epoch
-
-
-def slow_but(*names):
-    """All scripts, for plumbing that they share; users need not wait for any but these."""
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in names)) for name in CASES]
-
-
-LIGHT = slow_but(*{*CASES} - {"dcgan32_wgan_sn", "dcgan64_celeba", "cyclegan"})
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in [*CASES][1:]]  # all but the first
+ONE = pytest.mark.parametrize("script", ["pix2pix"], indirect=True)  # for what all share word for word
 
 
 def pytest_generate_tests(metafunc):
@@ -271,7 +223,7 @@ def no_network(monkeypatch):
 def mnist_as(script, folder=ROOT / "data", count=None):
     """MNIST's first training images as uint8 (N, 1, H, W), as this script has to prepare them."""
     images = torchvision.datasets.MNIST(folder).data[:count, None]
-    if script in (dcgan32_wgan_sn, *MEASURED):
+    if script in MEASURED:
         images = nn.functional.pad(images, (2, 2, 2, 2))
         return images[1::2] if script is cyclegan and count is None else images  # A is of the others
     if script is dcgan64_celeba:
@@ -354,8 +306,8 @@ class Pickled:
         return Path.touch, (Path("unpickled"),)
 
 
-FORKS = multiprocessing.get_context("forkserver")  # a process that has imported torch, and forks
-FORKS.set_forkserver_preload(["test_scripts"])
+FORKS = multiprocessing.get_context("forkserver")  # a process that has imported what takes long, and forks
+FORKS.set_forkserver_preload(["torch", "torchvision", "matplotlib.figure", "pytest"])
 
 
 def start(function, *args, folder=None, output=None, environ=None):
@@ -391,78 +343,29 @@ def run_main(name, argv, change=None, *args):
 # %% The project
 
 
-def test_project_has_its_data_and_the_commands_to_start_with():
+def test_project_has_its_data():
     files = sorted((ROOT / "data/MNIST/raw").glob("*-ubyte"))
     assert [path.name.split("-")[0] for path in files] == ["t10k", "t10k", "train", "train"]
     digest = hashlib.md5(b"".join(path.read_bytes() for path in files)).hexdigest()
     assert digest == "dc5cd84effeb4caaf3bfa14e839ae730"
-    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
-    assert lines.index("pip install -r requirements.txt") < 40
-    for command in ("python gan_2d.py", "python dcgan_mnist.py --epochs 1", "pytest test_scripts.py"):
-        assert lines.index(command) < 40, "on the first screen"
-    assert [number for number, line in enumerate(lines) if "(assets/strip.png)" in line][0] < 40
-    assert (ROOT / "assets/strip.png").is_file()
 
 
 SECTIONS = ["Settings", "Networks", "Losses", "Training step", "Training", "Plumbing", "Main"]
-SHARED = {
-    "Plumbing": "dcgan_mnist",
-    "Folders": "dcgan64_celeba",
-    "Pairs": "pix2pix",
-}  # and where they are from
-# Lines outside these; others have 300.
-LONGEST = {
-    "dcgan_mnist": 320,
-    "wgan_gp": 310,
-    "cgan": 320,
-    "dcgan64_celeba": 380,
-    "pix2pix": 430,
-    "cyclegan": 520,
-    "stylegan": 560,
-}
+SHARED = {"Plumbing": "dcgan64_celeba", "Folders": "dcgan64_celeba", "Pairs": "pix2pix"}  # and their origins
+LONGEST = {"dcgan64_celeba": 380, "pix2pix": 430, "cyclegan": 520, "stylegan": 560}  # lines outside these
 OWN_SECTIONS = {"Folders", "Pairs", "Processes", "Styles"}  # of scripts that have more than the frame
 
 
-def sections(name, root=ROOT):
+def sections(name):
     """The parts of a script from its first banner on, as (title, text)."""
-    parts = re.split(r"^# %% (.*)\n", (root / f"{name}.py").read_text(), flags=re.MULTILINE)
+    parts = re.split(r"^# %% (.*)\n", (ROOT / f"{name}.py").read_text(), flags=re.MULTILINE)
     return list(zip(parts[1::2], parts[2::2]))
 
 
-def section(name, title, root=ROOT):
+def section(name, title):
     """The text of a section of a script, or None."""
-    texts = [text for head, text in sections(name, root) if head.split(":")[0] == title]
+    texts = [text for head, text in sections(name) if head.split(":")[0] == title]
     return texts[0] if texts else None
-
-
-def copy_shared(root=ROOT):
-    """Give all scripts that have a shared section the text of the one that it is from."""
-    for title, origin in SHARED.items():
-        for name in (*CASES, "gan_2d"):
-            path, old = root / f"{name}.py", section(name, title, root)
-            if old is not None:
-                path.write_text(path.read_text().replace(old, section(origin, title, root)))
-
-
-def test_script_sections_are_copied_by_one_command(tmp_path):
-    changes = {"dcgan_mnist": "fail(message", "dcgan64_celeba": "to_rgb(image", "pix2pix": "held_out(name"}
-    for name in (*CASES, "gan_2d"):
-        shutil.copy(ROOT / f"{name}.py", tmp_path)
-    for name, old in changes.items():
-        path = tmp_path / f"{name}.py"
-        path.write_text(path.read_text().replace(f"def {old}", f"def {old}_"))
-    copy_shared(tmp_path)
-    for name in (*CASES, "gan_2d"):
-        text = (ROOT / f"{name}.py").read_text()
-        for old in changes.values():
-            text = text.replace(f"def {old}", f"def {old}_")
-        assert (tmp_path / f"{name}.py").read_text() == text  # and nothing else has changed
-        assert "def fail(message_" in text
-
-
-def test_other_lessons_are_short():
-    for name in ("fid", "claims", "benchmark"):
-        assert ast.get_docstring(ast.parse((ROOT / f"{name}.py").read_text())).count("\n") < 40, name
 
 
 def test_script_has_the_frame(script):
@@ -477,8 +380,7 @@ def test_script_has_the_frame(script):
     )
     source = Path(script.__file__).read_text()
     (train,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == "train")
-    assert own <= LONGEST.get(script.SCRIPT, 300)
-    assert ast.get_docstring(ast.parse(source)).count("\n") < 40
+    assert own <= LONGEST[script.SCRIPT]
     assert shared["Plumbing"].count("\n") <= 180
     assert train.end_lineno - train.lineno < 70
     nodes = list(ast.walk(ast.parse(source)))
@@ -573,7 +475,7 @@ def test_run_leaves_everything(script, case, whole):
 
     config = json.loads((run / "config.json").read_text())
     assert (config["epochs"], config["seed"], config["device"]) == (2, 42, "cpu")
-    assert config["batch_size"] * config.get("n_critic", 1) == case.batch
+    assert config["batch_size"] == case.batch
     assert config["torch"] == torch.__version__
 
     checkpoint = read(run / "checkpoint.pt")
@@ -602,11 +504,10 @@ def test_run_shows_every_real_image_once_an_epoch_in_a_new_order(script, case, w
     assert epochs[0] != truth
 
 
-@pytest.mark.parametrize("script", LIGHT, indirect=True)
 def test_run_drops_the_last_short_batch(script, case, flags, monkeypatch):
-    calls, half = spy(monkeypatch, script, "train_step"), script in (wgan_gp, cyclegan)
-    script.main([*flags, "--batch-size", "5" if half else "10"])  # 24 = 2 * 10 + 4
-    assert [len(args[case.real]) for args in calls] == [5 if script is cyclegan else 10] * 4
+    calls, size = spy(monkeypatch, script, "train_step"), 5 if script is cyclegan else 10
+    script.main([*flags, "--batch-size", str(size)])  # 24 = 2 * 10 + 4, and 12 in each domain 2 * 5 + 2
+    assert [len(args[case.real]) for args in calls] == [size] * 4
 
 
 def test_run_has_fresh_noise_at_every_step(script, whole):
@@ -625,33 +526,22 @@ def test_run_has_fresh_noise_at_every_step(script, whole):
     assert torch.initial_seed() == 4_671_050_586_337_425_734
 
 
-@pytest.mark.parametrize("script", PLAIN, indirect=True)
+@pytest.mark.parametrize("script", ["dcgan64_celeba"], indirect=True)
 def test_run_draws_the_same_noise_each_epoch(script, whole):
-    (grid, *rows), (walk, *_), (again, *_), _ = whole.drawn
+    (grid, *_), (walk, *_), (again, *_), _ = whole.drawn
     assert torch.equal(grid, again)
     walk = walk.view(-1, 10, 100)
-    if script is cgan:  # ten vectors, the same for each class; the walks go from the first to the second
-        assert all(torch.equal(row, grid[:10]) for row in grid.split(10))
-        assert rows[0].view(10, 10).tolist() == [[label] * 10 for label in range(10)]
-        first, last, grid = grid[0].expand(10, -1), grid[1].expand(10, -1), grid[:10]
-    else:
-        assert len(grid) == 64
-        first, last = grid[0:16:2], grid[1:16:2]
-    assert len(grid.unique(dim=0)) == len(grid)
-    assert torch.allclose(walk[:, 0], first, atol=1e-6)
-    assert torch.allclose(walk[:, -1], last, atol=1e-6)
-    if script is dcgan32_wgan_sn:  # on a straight line, for that stays within the cube
-        assert grid.abs().max() <= 1
-        assert torch.allclose(walk.diff(dim=1), ((last - first) / 9)[:, None], atol=1e-6)
-    else:
-        assert walk.norm(dim=2).min() > 7.5  # nowhere near the small norms of a straight line
+    assert len(grid) == len(grid.unique(dim=0)) == 64
+    assert torch.allclose(walk[:, 0], grid[0:16:2], atol=1e-6)
+    assert torch.allclose(walk[:, -1], grid[1:16:2], atol=1e-6)
+    assert walk.norm(dim=2).min() > 7.5  # nowhere near the small norms of a straight line
 
 
 def report_with_few_files(folder):
     """As on a laptop after 1,020 epochs: there are more pictures than files can be open."""
     opened = len(os.listdir("/dev/fd")) + 7
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened, opened))
-    vanilla_gan.write_report(folder, torch.zeros(3, 4), torch.empty(0, 4), 3)
+    dcgan64_celeba.write_report(folder, torch.zeros(3, 4), torch.empty(0, 4), 3)
 
 
 def test_run_shows_at_most_100_frames(tmp_path):
@@ -685,15 +575,15 @@ def test_sampling_is_per_image_and_leaves_the_generator_alone(script):
 def test_settings_reach_the_run(script, case, flags, tmp_path, whole, monkeypatch):
     """The seed decides where the networks begin, both rates reach their optimisers, betas are the papers'.
 
-    Weights are channels-last, but where that is slower: with the penalty, with instance normalisation.
+    Weights are channels-last, but where that is slower: with instance normalisation.
     """
     calls = spy(monkeypatch, script, "train_step")
     script.main([*flags, "--max-steps", "1", "--seed", "1", "--lr-g", "0.0011", "--lr-d", "0.0022"])
-    placed = calls[0][: {wgan_gp: 1, cyclegan: 0}.get(script, 2)]
+    placed = calls[0][: 0 if script is cyclegan else 2]
     for weight in (weight for network in placed for weight in network.parameters()):
         assert weight.ndim != 4 or weight.is_contiguous(memory_format=torch.channels_last)
     checkpoint, other = (read(folder / "checkpoint.pt") for folder in (tmp_path / "run", whole.folder))
-    for name, rate in (("optimizer_g", 0.0011), (f"optimizer_{case.second[0]}", 0.0022)):
+    for name, rate in (("optimizer_g", 0.0011), ("optimizer_d", 0.0022)):
         (group,) = checkpoint[name]["param_groups"]
         assert (group["lr"], tuple(group["betas"]), group["fused"]) == (rate, case.betas, True)
     weights = [name for name, value in checkpoint["generator"].items() if value.ndim > 1]
@@ -711,7 +601,7 @@ def test_bf16_keeps_weights_and_losses_in_fp32(script, flags, tmp_path, whole):
 
 
 @pytest.mark.parametrize("low", [False, True])
-@pytest.mark.parametrize("script", [*PLAIN, "pix2pix"], indirect=True)
+@pytest.mark.parametrize("script", ["dcgan64_celeba", "pix2pix"], indirect=True)
 def test_bf16_is_in_the_layers_only(script, low):
     """Not in what leaves a network, in losses and gradients, in samples, and inside `with fp32():`."""
     kinds, pair = [], networks(script)
@@ -759,18 +649,17 @@ def test_file_alone_in_an_empty_folder_runs(script, small, tmp_path):
 # %% Generating
 
 
-@pytest.mark.parametrize("script", [some for some in LIGHT if some.values[0] in NOISE_SCRIPTS], indirect=True)
+@pytest.mark.parametrize("script", NOISE_SCRIPTS, indirect=True)
 def test_generate(script, case, whole, tmp_path, capsys):
     checkpoint = whole.folder / "checkpoint.pt"
     before = snapshot(whole.folder)
-    argv, count = ["--checkpoint", str(checkpoint), "--generate"], 300 if script is vanilla_gan else 20
+    argv, count = ["--checkpoint", str(checkpoint), "--generate"], 300 if script is stylegan else 20
     script.main([*argv, str(count)])
     folder = whole.folder / "generated" / "001"
     assert str(folder) in capsys.readouterr().out
     files = sorted(folder.rglob("*.png"), key=lambda path: path.name)
     assert [path.name for path in files] == [f"{i:05d}.png" for i in range(count)]
-    if script is not cgan:
-        assert {path.parent for path in files} == {folder}
+    assert {path.parent for path in files} == {folder}
     images = [Image.open(path) for path in files]
     assert {(image.size, image.mode) for image in images} == {((case.side, case.side), "L")}
     assert len({image.tobytes() for image in images}) == count
@@ -793,7 +682,6 @@ def judged(monkeypatch, tmp_path):
     return ["--fid-every", "1", "--fid-samples", "12"]
 
 
-@pytest.mark.parametrize("script", ["vanilla_gan", *SLOW], indirect=True)
 def test_distance_is_tracked_and_changes_no_bit(script, flags, judged, tmp_path, whole, monkeypatch, capsys):
     """Even if the classifier is trained in the middle; and it is what fid.py says of these samples."""
     monkeypatch.setattr(script, "LOG_EVERY", 4)
@@ -837,8 +725,7 @@ def kill_inside_judge(script, cache):
     at_call(fid, "measure", 3, signal.SIGKILL)  # the reference, epoch 1, epoch 2
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("script", CASES, indirect=True)
+@ONE
 def test_distance_after_a_kill_is_the_same(script, flags, judged, tmp_path):
     name, (_, _, whole, part) = script.SCRIPT, ("", "", tmp_path / "whole", tmp_path / "part")
     script.main([*flags, *judged, "--out-dir", str(whole)])
@@ -848,15 +735,14 @@ def test_distance_after_a_kill_is_the_same(script, flags, judged, tmp_path):
     assert len(read(part / "checkpoint.pt")["distances"]) == 1
     script.main(["--resume", str(part / "checkpoint.pt")])
     assert_same_run(part / "checkpoint.pt", whole / "checkpoint.pt")
-    late = [
-        "--resume",
-        str(tmp_path / "late" / "checkpoint.pt"),
-    ]  # and a run that is done can be measured still
+    # And a run that is done can be measured still.
+    late = ["--resume", str(tmp_path / "late" / "checkpoint.pt")]
     script.main([*flags, "--out-dir", str(tmp_path / "late")])
     script.main([*late, *judged])
     assert_same_bits(read(late[1])["distances"][-1:], read(whole / "checkpoint.pt")["distances"][1:])
 
 
+@ONE
 def test_distance_needs_fid_beside_the_script(script, flags, judged, tmp_path, monkeypatch, capsys):
     fails(script, [*flags, *judged[:3], "3"], capsys, "--fid-samples", "3")
     assert script.open_judge(script.parse_args([]), None) is None
@@ -874,20 +760,15 @@ def stop(script, name, number, act, save_every=60):
 # %% Stopping and resuming
 
 
-@pytest.mark.parametrize(
-    "script",
-    slow_but(*{*CASES} - {"vanilla_gan", "dcgan32_wgan_sn", "dcgan64_celeba", "pix2pix"}),
-    indirect=True,
-)
 def test_resume_goes_on(script, flags, tmp_path, whole):
-    """From inside an epoch. The others resume in tests of their own."""
+    """From inside an epoch."""
     script.main([*flags, "--max-steps", "4"])
     script.main(["--resume", str(tmp_path / "run" / "checkpoint.pt"), "--max-steps", "12"])
     assert_same_run(tmp_path / "run" / "checkpoint.pt", whole.folder / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("script", slow_but("vanilla_gan", "pix2pix"), indirect=True)
-def test_resume_is_exact_to_the_bit(script, case, flags, tmp_path, whole):
+@pytest.mark.parametrize("script", ["pix2pix", "stylegan"], indirect=True)
+def test_resume_is_exact_to_the_bit(script, flags, tmp_path, whole):
     """SIGKILL within a step, within a save and before pictures, SIGTERM, Ctrl-C, and an epoch more."""
     checkpoint, name, killed = tmp_path / "run" / "checkpoint.pt", script.SCRIPT, -signal.SIGKILL
     resume = ["--resume", str(checkpoint)]
@@ -901,7 +782,6 @@ def test_resume_is_exact_to_the_bit(script, case, flags, tmp_path, whole):
     ]
     for number, (argv, (function, call, *act), status, step) in enumerate(steps):
         output = tmp_path / f"{number}.txt"
-        call = call if function != "generator_loss" else 1 + case.calls * (call - 1)  # the first of that step
         finish(start(run_main, name, argv, stop, function, call, *act, output=output), status)
         if status == 130:
             assert f"{name}.py: stopped; go on with --resume {checkpoint}" in messages(output.read_text())
@@ -925,7 +805,6 @@ def test_resume_is_exact_on_cuda(script, flags, tmp_path):
     assert_same_run(tmp_path / "run" / "checkpoint.pt", tmp_path / "whole" / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("script", LIGHT, indirect=True)
 def test_resume_saves_inside_long_epochs(script, flags, monkeypatch):
     assert script.SAVE_EVERY == 60
     monkeypatch.setattr(script, "SAVE_EVERY", 0)
@@ -935,8 +814,8 @@ def test_resume_saves_inside_long_epochs(script, flags, monkeypatch):
     assert [state["step"] for state, _ in calls] == [0, 1, 2, 3, 4, 5, 6, 6, *measured]
 
 
+@ONE
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("script", ["vanilla_gan", *SLOW], indirect=True)
 def test_stop_from_outside(script, flags, tmp_path, number):
     """A process that a signal meets at whatever moment that is."""
     process = start(run_main, script.SCRIPT, [*flags, "--epochs", "1000"], output=tmp_path / "out")
@@ -952,7 +831,8 @@ def test_stop_from_outside(script, flags, tmp_path, number):
     assert read(checkpoint)["step"] % 6 == 0
 
 
-def test_checkpoint_that_is_bad(script, case, tmp_path, capsys, whole, monkeypatch):
+@ONE
+def test_checkpoint_that_is_bad(script, tmp_path, capsys, whole, monkeypatch):
     """Cut off, of another script, of another size; and what is not weights is not unpickled."""
     path = whole.folder / "checkpoint.pt"
     whole_bytes, checkpoint = path.read_bytes(), read(path)
@@ -967,15 +847,13 @@ def test_checkpoint_that_is_bad(script, case, tmp_path, capsys, whole, monkeypat
     for content in ([1, 2], {**checkpoint, "settings": Pickled()}):
         torch.save(content, bad)
         fails(script, ["--resume", bad], capsys, bad, "give a whole checkpoint")
-    setting, value = case.other
-    torch.save({**checkpoint, "settings": {**checkpoint["settings"], setting: value}}, bad)
-    words = "size mismatch", "109" if script is cgan else str(value)  # cgan adds 10 for the class
+    torch.save({**checkpoint, "settings": {**checkpoint["settings"], "width": 24}}, bad)
+    words = "size mismatch", "24"
     fails(script, ["--resume", bad], capsys, bad, *words)
     fails(script, ["--generate", 1, "--checkpoint", bad], capsys, bad, *words)
     assert [path.name for path in tmp_path.iterdir()] == ["bad.pt"]
 
 
-@pytest.mark.parametrize("script", LIGHT, indirect=True)
 def test_finite_or_stopped(script, case, flags, tmp_path, capsys, monkeypatch):
     """A run that goes wrong says at which step, and leaves the last good checkpoint."""
     before = signal.getsignal(signal.SIGTERM)
@@ -985,7 +863,7 @@ def test_finite_or_stopped(script, case, flags, tmp_path, capsys, monkeypatch):
     fails(script, [*one, "--lr-g", "1e300"], capsys, *words, status=1)
     checkpoint = read(tmp_path / "one" / "checkpoint.pt")
     assert checkpoint["step"] == 0
-    for name in ("generator", case.second):
+    for name in ("generator", "discriminator"):
         assert all(value.isfinite().all() for value in checkpoint[name].values())
 
     original, calls = script.train_step, []
@@ -1017,12 +895,6 @@ BAD_TRANSLATION = """
     --translate x --checkpoint no/such.pt; --folder-a x --dataset folders
     --folder-a x --folder-b y --dataset folders"""
 BAD_OWN = {
-    "vanilla_gan": "--generator-loss hinge",
-    "dcgan_mnist": """--real-label 0; --real-label 1.01; --real-label -1; --real-label nan; --real-label x
-    --instance-noise -0.1; --instance-noise nan; --instance-noise inf; --noise-epochs 0""",
-    "wgan_gp": "--n-critic 0; --n-critic 20; --gp-weight -1; --gp-weight nan",
-    "cgan": "--real-label 1.01; --label 10; --label 3",
-    "dcgan32_wgan_sn": "--critic-norm layer",
     "pix2pix": f"""{BAD_TRANSLATION}; --l1-weight -1; --gan-weight nan; --l1-weight 0 --gan-weight 0
     --dropout 1; --dropout -0.1; --direction b2a --fid-every 1""",
     "stylegan": """--image-size 48; --image-size 16; --image-size 512; --mixing 1.5; --mixing -0.1
@@ -1035,7 +907,6 @@ SAYS = {  # where the message has more, or something else, than the flag and its
     "--lr-g=-1e-3": "above 0",
     "--batch-size 1": "from 2 to ",
     "--batch-size 25": "--batch-size: 25 is not from ",
-    "--n-critic 20": "--batch-size: 2 is not from 2 to 1,",
     "--generate 5": "--checkpoint PATH",
     "--checkpoint x": "--generate goes with",
     "--generate 0 --checkpoint x": "x: give a whole checkpoint",
@@ -1073,6 +944,7 @@ def test_flags_that_are_bad(script, flags, tmp_path, capsys):
         assert not (tmp_path / "run").exists(), bad
 
 
+@ONE
 def test_cuda_device_is_that_of_this_process(script, monkeypatch, capsys):
     """Under torchrun, the first thing that touches a GPU touches the one of this process."""
     asked, zeros = [], torch.zeros
@@ -1110,6 +982,7 @@ def test_data_set_that_is_missing_or_cut(script, flags, small_data, tmp_path, ca
     assert not (tmp_path / "run").exists()
 
 
+@ONE
 def test_output_folders_that_are_bad(script, flags, tmp_path, capsys, whole):
     (tmp_path / "file").write_text("mine")
     locked = tmp_path / "locked"
@@ -1124,6 +997,7 @@ def test_output_folders_that_are_bad(script, flags, tmp_path, capsys, whole):
     assert (snapshot(tmp_path), snapshot(whole.folder)) == before
 
 
+@ONE
 def test_resume_refuses_other_settings(script, capsys, whole, monkeypatch):
     before = snapshot(whole.folder)
     resume = ["--resume", whole.folder / "checkpoint.pt"]
@@ -1159,26 +1033,21 @@ def count(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def second_class(script):
-    return getattr(script, CASES[script.SCRIPT].second.title())
-
-
 def networks(script):
-    """A fresh generator and discriminator or critic for grey images, initialised as in training."""
+    """A fresh generator and discriminator for grey images, initialised as in training."""
     torch.manual_seed(0)
     grey = {"channels": 1} if script is dcgan64_celeba else {}
-    pair = script.Generator(**grey), second_class(script)(**grey | CASES[script.SCRIPT].form)
+    pair = script.Generator(**grey), script.Discriminator(**grey | CASES[script.SCRIPT].form)
     for network in pair if hasattr(script, "init_weights") else ():
         network.apply(script.init_weights)
     return pair
 
 
 def inputs_of(script, count):
-    """What the generator makes images of: noise, and classes, or pictures."""
+    """What the generator makes images of: noise, or pictures."""
     if script in TRANSLATORS:
         return [2 * torch.rand(count, 1, 32, 32) - 1]
-    z = torch.randn(count, 128 if script is stylegan else 100)
-    return [z, *([torch.arange(count) % 10] if script is cgan else [])]
+    return [torch.randn(count, 128 if script is stylegan else 100)]
 
 
 class Recorder:
@@ -1193,9 +1062,9 @@ class Recorder:
 
 
 def one_round(script, **others):
-    """A train_step on eight digits for each update; `others` replace arguments. Returns all it saw."""
+    """A train_step on eight digits; `others` replace arguments. Returns all it saw."""
     case, (g, d) = CASES[script.SCRIPT], networks(script)
-    real = mnist_as(script, count=8 * case.updates).float() / 127.5 - 1
+    real = mnist_as(script, count=8).float() / 127.5 - 1
     args = {"generator": g, "second": d, "optimizer_g": Recorder(g, g, d), "optimizer_d": Recorder(d, g, d)}
     if script is stylegan:
         args = {"generator": g, "second": d, "ema": copy.deepcopy(g).requires_grad_(False)} | args
@@ -1221,12 +1090,12 @@ def one_round(script, **others):
     for hook in hooks:
         hook.remove()
     which = -1 if script is pix2pix else 0
-    seen.images = [inputs[which] for inputs in seen.inputs]  # what the discriminator or critic looked at
+    seen.images = [inputs[which] for inputs in seen.inputs]  # what the discriminator looked at
     return seen
 
 
 def test_networks_have_these_shapes_and_counts(script, case):
-    g, d, inputs = script.Generator(), second_class(script)(**case.form), inputs_of(script, 3)
+    g, d, inputs = script.Generator(), script.Discriminator(**case.form), inputs_of(script, 3)
     images = torch.randn(case.shapes[0][-1])
     seen = [inputs[0], images] if script is pix2pix else [images, *inputs[1:]]
     assert shapes(g, *inputs) == case.shapes[0]
@@ -1237,45 +1106,16 @@ def test_networks_have_these_shapes_and_counts(script, case):
 
 
 def test_networks_of_other_forms():
-    tail = [(3, 16, 28, 28)] * 3 + [(3, 1, 28, 28)] * 2
-    refined = dcgan_mnist.Generator(refine=True)
-    assert shapes(refined, torch.randn(3, 100)) == UP + tail
-    assert count(refined) == G28 - (32 * 16 + 1) + 32 * 16 * 16 + 2 * 16 + 16 * 9 + 1
-    assert count(dcgan_mnist.Generator(width=64, refine=True)) == 1_948_353
-    assert count(dcgan_mnist.Generator(latent_dim=64)) == count(dcgan_mnist.Generator()) - 36 * 3136
-    for script, more in ((dcgan_mnist, 0), (wgan_gp, -128), (cgan, 16 * 64 + 7840)):
-        inputs = [torch.randn(3, 1, 28, 28), *inputs_of(script, 3)[1:]]
-        without = [SHALLOW28[0]] * 2 + [SHALLOW28[2]] * 2 + SHALLOW28[5:]
-        layers = {dcgan_mnist: SHALLOW28, wgan_gp: without, cgan: [(3, 784), *SHALLOW28]}[script]
-        shallow = second_class(script)(64, shallow=True)
-        assert shapes(shallow, *inputs) == layers
-        assert count(shallow) == S28 + more
-        narrow = second_class(script)(width=6)
-        assert [m.out_channels for m in narrow.modules() if isinstance(m, nn.Conv2d)] == [6, 12, 24]
-        assert narrow(*inputs).shape == (3, 1)
-        narrow = script.Generator(width=6)
-        assert [m.in_channels for m in narrow.modules() if isinstance(m, nn.ConvTranspose2d)] == [24, 12]
-        assert narrow(*inputs_of(script, 3)).shape == (3, 1, 28, 28)
-    mlp = cgan.Generator(mlp=True)
-    minimal = [(3, 10)] + [(3, 512)] * 3 + [(3, 784)] * 2 + [(3, 1, 28, 28)]
-    assert shapes(mlp, torch.randn(3, 100), torch.arange(3)) == minimal
-    assert count(mlp) == 100 + (110 * 512 + 512) + 2 * 512 + (512 * 784 + 784) == 460_148
-    colour = dcgan32_wgan_sn.Generator(channels=3)
-    assert shapes(colour, torch.randn(3, 100)) == UP32 + [(3, 3, 32, 32)] * 2
-    for norm, missing in (("batch", 0), ("none", 2 * 128 + 2 * 256 - 128 - 256)):
-        critic = dcgan32_wgan_sn.Critic(3, norm, spectral=False)
-        assert shapes(critic, torch.randn(3, 3, 32, 32)) == DOWN32
-        assert count(critic) == CASES["dcgan32_wgan_sn"].counts[1] + 25 * 64 * 2 - missing
     grey = UP64[:-2] + [(3, 1, 64, 64)] * 2
     assert shapes(dcgan64_celeba.Generator(channels=1), torch.randn(3, 100)) == grey
     assert shapes(dcgan64_celeba.Discriminator(1), torch.randn(3, 1, 64, 64)) == DOWN64
 
 
-@pytest.mark.parametrize("script", [*PLAIN, *TRANSLATION], indirect=True)
-def test_networks_keep_the_recipe(script, case):
+@pytest.mark.parametrize("script", ["dcgan64_celeba", *TRANSLATION], indirect=True)
+def test_networks_keep_the_recipe(script):
     """No bias before batch normalisation, none of it at G's output and D's input, slopes of 0.2, a Tanh.
 
-    Weights begin as the DCGAN paper has them, but where CASES says that they are PyTorch's.
+    Weights begin as the DCGAN paper has them.
     """
     generator, second = (list(network.modules()) for network in networks(script))
     norms = nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d
@@ -1285,65 +1125,54 @@ def test_networks_keep_the_recipe(script, case):
         assert getattr(layer, "negative_slope", 0.2) == 0.2
         assert not isinstance(layer, norms) or (layer.eps, layer.momentum) == (1e-5, 0.1)
         assert not isinstance(layer, nn.InstanceNorm2d) or not layer.track_running_stats  # train is eval
-        if case.init and getattr(layer, "weight", None) is not None and not isinstance(layer, nn.Embedding):
+        if getattr(layer, "weight", None) is not None:
             n, mean = layer.weight.numel(), 1.0 if isinstance(layer, norms) else 0.0
-            assert abs(layer.weight.mean().item() - mean) < 5 * case.init / math.sqrt(n)
-            assert layer.weight.std().item() == pytest.approx(case.init, rel=5 / math.sqrt(2 * n))
+            assert abs(layer.weight.mean().item() - mean) < 5 * 0.02 / math.sqrt(n)
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=5 / math.sqrt(2 * n))
             assert layer.bias is None or not layer.bias.any()
     assert [type(layer) for layer in generator if not isinstance(layer, nn.Unflatten)][-1] is nn.Tanh
     convolutions = (nn.Conv2d, nn.Linear, nn.LeakyReLU, nn.BatchNorm2d)
     begin = [type(layer) for layer in second if isinstance(layer, convolutions)]
     assert begin[1] is nn.LeakyReLU
-    assert (nn.BatchNorm2d in begin) == (script not in (vanilla_gan, wgan_gp, cyclegan))  # these: per sample
+    assert (nn.BatchNorm2d in begin) == (script is not cyclegan)  # there: per sample
 
 
 HALF = math.log(3)  # the sigmoid of log 3 is 3/4, of -log 3 it is 1/4
 REAL, FAKE = torch.tensor([[HALF], [-HALF]]), torch.tensor([[-HALF], [-HALF]])
 MIXED = -(math.log(3 / 4) + math.log(1 / 4)) / 2 - math.log(3 / 4)
-SMOOTH = -0.9 * math.log(3 / 4) - 0.1 * math.log(1 / 4) - math.log(3 / 4)
 SCORES = torch.tensor([[1.0], [3.0]]), torch.tensor([[-4.0], [2.0]])
 FAR = torch.tensor([[200.0]]), torch.tensor([[-200.0]])
 
 
 @pytest.mark.parametrize(
-    ("script", "real", "fake", "second_loss", "g_loss"),
+    ("script", "real", "fake", "d_loss", "g_loss"),
     [
-        ("vanilla_gan", REAL, FAKE, MIXED, math.log(4)),
-        ("dcgan_mnist", REAL, FAKE, MIXED, math.log(4)),  # with a logit of each sign, the target cancels
-        ("dcgan_mnist", REAL[:1], FAKE, SMOOTH, math.log(4)),
-        ("cgan", REAL[:1], FAKE, SMOOTH, math.log(4)),
         ("dcgan64_celeba", REAL, FAKE, MIXED, math.log(4)),
         ("pix2pix", REAL, FAKE, MIXED / 2, math.log(4)),
         ("pix2pix", *FAR, 0.0, 200.0),
         ("cyclegan", *SCORES, (4 / 2 + 20 / 2) / 2, (25 + 1) / 2),
         # Patches are squared before they are averaged: those of the second pair have the mean 1.
         ("cyclegan", torch.ones(1, 1, 1, 2), torch.tensor([[[[0.0, 2.0]]]]), 4 / 2 / 2, 1.0),
-        ("wgan_gp", *SCORES, -3.0, 1.0),
-        ("dcgan32_wgan_sn", *SCORES, -3.0, 1.0),
         # Where a sigmoid would be rounded to 0 or 1, and its logarithm lost.
-        ("vanilla_gan", *FAR, 0.0, 200.0),
         ("dcgan64_celeba", *FAR, 0.0, 200.0),
-        ("dcgan_mnist", *FAR, 0.1 * 200.0, 200.0),
-        ("cgan", *FAR, 0.1 * 200.0, 200.0),
         ("stylegan", REAL, FAKE, MIXED, math.log(4)),
         ("stylegan", *FAR, 0.0, 200.0),
         ("stylegan", torch.zeros(2, 1), torch.zeros(2, 1), 2 * math.log(2), math.log(2)),
     ],
     indirect=["script"],
 )
-def test_losses_by_hand(script, case, real, fake, second_loss, g_loss):
-    assert getattr(script, f"{case.second}_loss")(real, fake).item() == pytest.approx(second_loss, rel=1e-6)
+def test_losses_by_hand(script, real, fake, d_loss, g_loss):
+    assert script.discriminator_loss(real, fake).item() == pytest.approx(d_loss, rel=1e-6)
     assert script.generator_loss(fake).item() == pytest.approx(g_loss, rel=1e-6)
 
 
 @pytest.mark.parametrize("script", [*NOISE_SCRIPTS, "pix2pix"], indirect=True)
-def test_step_sends_gradients_where_they_should_go(script, case):
+def test_step_sends_gradients_where_they_should_go(script):
     seen = one_round(script)
     g_grads, d_grads = seen.optimizer_d.seen
     assert all(grad is None for grad in g_grads)  # the discriminator's half leaves the generator alone
     assert all(grad is not None for grad in d_grads)
-    names = [name for name, _ in seen.second.named_parameters()]
-    assert [name for name, grad in zip(names, d_grads) if not grad.any()] == [case.silent] * bool(case.silent)
+    assert all(grad.any() for grad in d_grads)
     g_grads_after, d_grads_after = seen.optimizer_g.seen
     assert all(grad is not None for grad in g_grads_after)
     names = [name for name, _ in seen.generator.named_parameters()]
@@ -1376,95 +1205,44 @@ def test_step_does_not_wait_for_the_device(script, monkeypatch):
 
 
 @pytest.mark.parametrize("script", [*NOISE_SCRIPTS, "pix2pix"], indirect=True)
-def test_step_draws_fakes_anew_or_uses_them_again(script, case):
-    """Algorithm 1 of the GAN and WGAN papers draws noise anew for the generator; the DCGANs here do not."""
+def test_step_uses_its_fakes_again(script):
+    """Algorithm 1 of the GAN paper draws noise anew for the generator; these scripts do not."""
     seen = one_round(script)
-    if case.fresh:
-        assert len(seen.fakes) == case.updates + 1
-        noise = torch.cat([z for z, *_ in seen.g_inputs])
-        assert len(noise.unique(dim=0)) == 8 * (case.updates + 1)
-        assert not any(fake.requires_grad for fake in seen.fakes[:-1])
-    else:
-        assert len(seen.fakes) == 1
-        assert torch.equal(seen.images[1], seen.fakes[0])
-        assert not seen.images[1].requires_grad
+    assert len(seen.fakes) == 1
+    assert torch.equal(seen.images[1], seen.fakes[0])
+    assert not seen.images[1].requires_grad
     assert seen.images[-1] is seen.fakes[-1]  # what the generator's loss was computed on
-    assert torch.equal(seen.images[0][:8], seen.real[:8])
+    assert torch.equal(seen.images[0], seen.real)
 
 
 @pytest.mark.parametrize("script", [*NOISE_SCRIPTS, "pix2pix"], indirect=True)
-def test_step_reports_what_it_did(script, case):
+def test_step_reports_what_it_did(script):
     """Each metric by hand, from what the networks saw and answered."""
     seen, expected = one_round(script), {}
-    scores = seen.scores if script is not vanilla_gan else (*seen.scores[0].chunk(2), seen.scores[1])
-    real, fake, *_, again = scores
-    if case.second == "discriminator":
-        r = case.step.get("real_label", 1.0)
-        d_real, d_fake = real.sigmoid(), fake.sigmoid()
-        expected["d_loss"] = -(r * d_real.log() + (1 - r) * (1 - d_real).log() + (1 - d_fake).log()).mean()
-        expected["g_loss"] = -again.sigmoid().log().mean()
-        expected |= {"d_real": d_real.mean(), "d_fake": d_fake.mean()}
+    real, fake, *_, again = seen.scores
+    d_real, d_fake = real.sigmoid(), fake.sigmoid()
+    expected["d_loss"] = -(d_real.log() + (1 - d_fake).log()).mean()
+    expected["g_loss"] = -again.sigmoid().log().mean()
+    expected |= {"d_real": d_real.mean(), "d_fake": d_fake.mean()}
     if script is pix2pix:
         expected["d_loss"] /= 2
         expected["l1"] = (seen.fakes[0] - seen.real).abs().mean() / 2
-    if script in (dcgan_mnist, dcgan32_wgan_sn, stylegan):
-        drawn = seen.fakes[-1].detach()
+    if script is stylegan:  # R1 in a third pass, of weight 1 here
+        drawn, x = seen.fakes[-1].detach(), seen.real.clone().requires_grad_()
         spread = [torch.pdist(images.flatten(1)).square().sum() for images in (drawn, seen.real)]
         expected["diversity"] = (spread[0] / spread[1]).sqrt()
-    if script is dcgan32_wgan_sn:
-        drawn.requires_grad_()
-        (gradient,) = torch.autograd.grad(seen.second(drawn).sum(), drawn)
-        expected["slope"] = gradient.flatten(1).norm(dim=1).mean()
-        expected |= {"c_real": real.mean(), "c_fake": fake.mean()}
-    if script is stylegan:  # R1 in a third pass, of weight 1 here
-        x = seen.real.clone().requires_grad_()
         (gradient,) = torch.autograd.grad(seen.second(x).sum(), x)
         expected["r1"] = gradient.square().sum((1, 2, 3)).mean() / 2
-    if script is wgan_gp:
-        rounds = [seen.scores[3 * i : 3 * i + 3] for i in range(2)]
-        norms = []
-        for i in range(2):
-            between = seen.images[3 * i + 2].detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(seen.second(between).sum(), between)
-            norms.append(gradient.flatten(1).norm(dim=1))
-        distance = sum(a.mean() - b.mean() for a, b, _ in rounds) / 2
-        penalty = sum((norm - 1).square().mean() for norm in norms) / 2
-        expected = {"wasserstein": distance, "gradient_norm": torch.cat(norms).mean()}
-        expected |= {"c_loss": 10 * penalty - distance, "g_loss": -again.mean()}
     assert {*expected} == {*script.METRICS}
     for name, value in expected.items():
         assert seen.metrics[name].item() == pytest.approx(torch.as_tensor(value).item(), rel=2e-4), name
 
 
-# %% dcgan_mnist
+# %% dcgan64_celeba
 
 
-def test_dcgan_smoothing_is_one_sided():
-    """Gradients by hand; and the figures in the lesson: a perfect generator, and a D that sees all."""
-    real = torch.randn(8, 1, dtype=torch.float64, requires_grad=True)
-    fake = torch.randn(8, 1, dtype=torch.float64, requires_grad=True)
-    for label in (1.0, 0.9, 0.8):
-        grads = torch.autograd.grad(dcgan_mnist.discriminator_loss(real, fake, label), (real, fake))
-        assert torch.allclose(grads[0], (real.sigmoid() - label) / 8)  # the best D(x) is the label
-        assert torch.allclose(grads[1], fake.sigmoid() / 8)  # the fakes' target stays 0
-    (grad,) = torch.autograd.grad(dcgan_mnist.generator_loss(fake), fake)
-    assert torch.allclose(grad, (fake.sigmoid() - 1) / 8)
-    balance = torch.full((4, 1), math.log(0.45 / 0.55))  # 0.45 is the best answer
-    nudged = dcgan_mnist.discriminator_loss(balance + 0.01, balance + 0.01)
-    assert nudged > dcgan_mnist.discriminator_loss(balance, balance) == pytest.approx(1.38, abs=0.005)
-    assert dcgan_mnist.generator_loss(balance).item() == pytest.approx(0.80, abs=0.005)
-    seen_through = dcgan_mnist.discriminator_loss(torch.full((4, 1), math.log(9)), torch.full((4, 1), -50.0))
-    assert seen_through.item() == pytest.approx(0.33, abs=0.005)
-
-
-def test_dcgan_diversity_of_constant_images_is_zero(monkeypatch):
-    monkeypatch.setattr(dcgan_mnist.Generator, "forward", lambda self, z: self.layers(z) * 0 + 0.5)
-    assert one_round(dcgan_mnist).metrics["diversity"] == 0
-
-
-@pytest.mark.parametrize("script", [dcgan_mnist, dcgan64_celeba])
-def test_instance_noise(script):
-    plain, noisy = (one_round(script, noise_std=std).images for std in (0.0, 0.3))
+def test_dcgan64_instance_noise():
+    plain, noisy = (one_round(dcgan64_celeba, noise_std=std).images for std in (0.0, 0.3))
     differences = [(a - b).flatten() for a, b in zip(noisy, plain)]
     for difference in differences:
         assert difference.std().item() == pytest.approx(0.3, rel=0.05)
@@ -1472,10 +1250,7 @@ def test_instance_noise(script):
     assert abs(torch.corrcoef(torch.stack(differences))[1, 2]) < 0.05
 
 
-@pytest.mark.slow
-@pytest.mark.slow
-@pytest.mark.parametrize("script", ["dcgan_mnist", "dcgan64_celeba"], indirect=True)
-def test_instance_noise_is_annealed(script, flags, tmp_path, monkeypatch):
+def test_dcgan64_instance_noise_is_annealed(script, flags, tmp_path, monkeypatch):
     """Over as many epochs as were asked for at first, so that more of them do not change what is past."""
     calls = spy(monkeypatch, script, "train_step")
     script.main([*flags, "--instance-noise", "0.6"])
@@ -1490,435 +1265,45 @@ def test_instance_noise_is_annealed(script, flags, tmp_path, monkeypatch):
     assert_same_run(checkpoint, tmp_path / "longer" / "checkpoint.pt")
 
 
-def history(steps=468, d_loss=0.9, g_loss=1.7, d_real=0.65, d_fake=0.25, diversity=0.99):
-    """Metrics (steps, 5) of an epoch that wavers around the given means, as wide as a healthy one does."""
-    rng = torch.Generator().manual_seed(0)
-    spread = torch.tensor([0.2, 0.3, 0.2, 0.3, 0.02]) * torch.randn(steps, 5, generator=rng)
-    return torch.tensor([d_loss, g_loss, d_real, d_fake, diversity]) * (1 + spread).clamp(0.3, 1.8)
-
-
-def test_dcgan_monitor_names_what_it_sees():
-    assert dcgan_mnist.diagnose(history(), 0.9) == []  # a healthy epoch
-    assert dcgan_mnist.diagnose(history(d_real=0.83, d_fake=0.07), 0.9) == []  # the last one of the default
-    assert dcgan_mnist.diagnose(history(steps=1), 0.9) == []
-    spiky, late = history(), history()
-    spiky[::20, 1], late[-20:, 4] = 20, 0.1
-    assert dcgan_mnist.diagnose(spiky, 0.9) == []  # with high rates L_G spikes, and the samples are better
-    for label in (0.8, 0.9, 1.0):
-        winning = history(d_loss=0.35, g_loss=6, d_real=0.98 * label, d_fake=0.01)
-        (remark,) = dcgan_mnist.diagnose(winning, label)
-        assert "too strong" in remark
-        assert "higher --lr-g" in remark
-    for collapsed in (history(diversity=0.4), late):
-        (remark,) = dcgan_mnist.diagnose(collapsed, 0.9)
-        assert "mode collapse" in remark
-    assert len(dcgan_mnist.diagnose(history(d_real=0.89, d_fake=0.01, diversity=0.05), 0.9)) == 2
-    # MNIST's ones, the least varied digit, are no collapse: the limit is 0.5.
-    images = torchvision.datasets.MNIST(ROOT / "data")
-    pixels = images.data.float()
-    spread = [pixels[images.targets == digit].var(0, correction=0).mean() for digit in range(10)]
-    assert math.sqrt(min(spread) / pixels.var(0, correction=0).mean()) == pytest.approx(0.65, abs=0.005)
-
-
-def test_dcgan_monitor_speaks_after_the_epoch(script, flags, monkeypatch, capsys):
-    monkeypatch.setattr(script, "diagnose", lambda steps, label: [f"{len(steps)} steps, {label}"])
-    script.main([*flags, "--max-steps", "8"])  # an untrained generator is not judged
-    assert "\n  " not in capsys.readouterr().out
-    large = ["--data-dir", str(ROOT / "data"), "--out-dir", flags[-1] + "2", "--real-label", "0.7"]
-    script.main([*flags, *large, "--batch-size", "2", "--max-steps", "100"])
-    assert "\n  100 steps, 0.7\n" in capsys.readouterr().out
-
-
-def test_dcgan_refined_generator_trains_and_generates(script, flags, tmp_path):
-    script.main([*flags, "--refine", "--max-steps", "2"])
-    checkpoint = tmp_path / "run" / "checkpoint.pt"
-    assert "layers.10.weight" in read(checkpoint)["generator"]
-    script.main(["--generate", "2", "--checkpoint", str(checkpoint)])  # the checkpoint says --refine
-    assert len(list((tmp_path / "run" / "generated" / "001").iterdir())) == 2
-
-
-# %% vanilla_gan
-
-
-def test_vanilla_best_discriminator_measures_jensen_and_shannon():
-    """On two discrete distributions: the best D is p / (p + q), and its loss is 2 log 2 - 2 JSD."""
-    p, q = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]], dtype=torch.float64)
-    best = p / (p + q)
-    loss = -(p * best.log()).sum() - (q * (1 - best).log()).sum()
-    middle = (p + q) / 2
-    jsd = ((p * (p / middle).log()).sum() + (q * (q / middle).log()).sum()) / 2
-    assert loss.item() == pytest.approx(2 * math.log(2) - 2 * jsd.item())
-    # Ten images that come as often as p and q say, shown to discriminator_loss, have the same loss ...
-    times = [torch.repeat_interleave(torch.arange(3), (10 * r).round().long()) for r in (p, q)]
-    logits = best.logit().requires_grad_()
-    d_loss = vanilla_gan.discriminator_loss(*(logits[index] for index in times))
-    assert d_loss.item() == pytest.approx(loss.item())
-    (slope,) = torch.autograd.grad(d_loss, logits)
-    assert slope.abs().max() < 1e-9  # ... and no better answer
-
-
-@pytest.mark.parametrize("logit", [-50.0, -10.0, -3.0, 0.0, 2.0])
-def test_vanilla_generator_losses(logit):
-    """Values and gradients in closed form: near D(G(z)) = 0 one gradient is -1, the other nearly 0."""
-    logits = torch.full((4, 1), logit, dtype=torch.float64, requires_grad=True)
-    d = 1 / (1 + math.exp(-logit))
-    for minimax, value, slope in ((False, -math.log(d), -(1 - d)), (True, math.log1p(-d), -d)):
-        loss = vanilla_gan.generator_loss(logits, minimax)
-        (gradient,) = torch.autograd.grad(loss, logits)
-        assert loss.item() == pytest.approx(value, rel=1e-9, abs=1e-13)
-        assert gradient.sum().item() == pytest.approx(slope, rel=1e-9, abs=1e-30)
-
-
-def test_vanilla_step_takes_the_loss_asked_for(script, flags, tmp_path):
-    seen = one_round(script, minimax=True)
-    assert torch.equal(seen.images[0], torch.cat([seen.real, seen.fakes[0]]))
-    expected = (1 - seen.scores[1].sigmoid()).log().mean().item()
-    assert seen.metrics["g_loss"].item() == pytest.approx(expected, rel=1e-4)
-    script.main([*flags, "--generator-loss", "minimax", "--max-steps", "3"])
-    g_loss = read(tmp_path / "run" / "checkpoint.pt")["history"][:, script.METRICS.index("g_loss")]
-    assert (g_loss < 0).all()  # a logarithm of a probability
-
-
-# %% wgan_gp
-
-
-def pair(n=6, size=5):
-    """Two batches of images."""
-    rng = torch.Generator().manual_seed(3)
-    return torch.randn(2, n, 1, size, size, generator=rng)
-
-
-def test_wgan_penalty_of_a_linear_critic():
-    real, fake = pair()
-    critic = nn.Linear(25, 1, bias=False)
-    for length in (0.0, 0.2, 1.0, 3.0):
-        with torch.no_grad():
-            critic.weight.mul_(length / critic.weight.norm())
-        penalty, norm = wgan_gp.gradient_penalty(lambda x: critic(x.flatten(1)), real, fake)
-        assert norm.item() == pytest.approx(length, rel=1e-5, abs=1e-5)
-        assert penalty.item() == pytest.approx((length - 1) ** 2, rel=1e-5, abs=1e-9)
-        penalty.backward()
-        assert critic.weight.grad.isfinite().all()  # also where the norm is 0, and its root has no slope
-        nn.init.normal_(critic.weight)
-
-
-def test_wgan_penalty_of_a_quadratic_critic():
-    """The gradient of |x|^2 / 2 is x itself, so the penalty tells which x were asked."""
-    real, fake = pair(4000)
-    asked = []
-
-    def critic(x):
-        asked.append(x.detach())
-        return x.flatten(1).square().sum(1, keepdim=True) / 2
-
-    torch.manual_seed(6)
-    penalty, norm = wgan_gp.gradient_penalty(critic, real, fake)
-    lengths = asked[0].flatten(1).norm(dim=1)
-    assert penalty.item() == pytest.approx((lengths - 1).square().mean().item(), rel=1e-5)
-    assert norm.item() == pytest.approx(lengths.mean().item(), rel=1e-5)
-    shares = ((asked[0] - fake) / (real - fake)).flatten(1).median(1).values  # one for all pixels of an image
-    assert torch.allclose(torch.lerp(fake, real, shares[:, None, None, None]), asked[0], atol=1e-5)
-    even = (torch.arange(4000) + 0.5) / 4000
-    assert (shares.sort().values - even).abs().max() < 0.035  # Kolmogorov and Smirnov: 0.1 % luck
-
-
-def test_wgan_penalty_reaches_the_critic_alone():
-    small, large = (one_round(wgan_gp, gp_weight=weight).optimizer_d.seen for weight in (1.0, 1e6))
-    assert all(grad is None for grad in large[0])  # the generator has no gradient from it
-    for (name, _), few, many in zip(networks(wgan_gp)[1].named_parameters(), small[1], large[1]):
-        assert "bias" in name or many.norm() > 1e3 * few.norm()
-    # The penalty is that of each image, for the critic sees each alone.
-    critic, images = networks(wgan_gp)[1].train(), torch.randn(8, 1, 28, 28)
-    before = critic(images)
-    images[3] = 0
-    assert (critic(images) != before).flatten().tolist() == [False] * 3 + [True] + [False] * 4
-
-
-def test_wgan_penalty_in_bf16_is_near_that_in_fp32():
-    args = types.SimpleNamespace(device="cpu", precision="bf16")
-    critic = wgan_gp.place(networks(wgan_gp)[1], args)
-    with torch.no_grad():
-        for parameter in critic.parameters():
-            parameter.mul_(4)  # a slope near 1, as it is in training
-    images = mnist_as(wgan_gp, count=16).float() / 127.5 - 1
-    results = []
-    for context in (contextlib.nullcontext(), wgan_gp.fp32()):
-        torch.manual_seed(0)
-        with context:
-            results.append(wgan_gp.gradient_penalty(critic, images[:8], images[8:]))
-    (low, low_norm), (full, full_norm) = results
-    assert low_norm != full_norm
-    assert low_norm.item() == pytest.approx(full_norm.item(), rel=0.01)
-    assert low.item() == pytest.approx(full.item(), rel=0.05)
-
-
-def test_wgan_five_updates_on_five_batches(script, flags, monkeypatch):
-    real = mnist_as(wgan_gp, count=40).float() / 127.5 - 1
-    steps, step = [], Recorder.step
-    monkeypatch.setattr(Recorder, "step", lambda self: (steps.append(self), step(self)))
-    seen = one_round(wgan_gp, real=real, n_critic=5)
-    assert steps == [seen.optimizer_d] * 5 + [seen.optimizer_g]
-    assert len(seen.images) == 5 * 3 + 1  # real, fake and in between, five times; and the generator's
-    for i in range(5):
-        batch, fake, between = seen.images[3 * i : 3 * i + 3]
-        assert torch.equal(batch, real[8 * i : 8 * i + 8])
-        assert torch.equal(fake, seen.fakes[i])
-        share = ((between - fake) / (batch - fake)).detach().flatten(1).nanmedian(1).values
-        assert torch.allclose(between, torch.lerp(fake, batch, share[:, None, None, None]), atol=1e-4)
-    calls = spy(monkeypatch, script, "train_step")
-    script.main([*flags, "--n-critic", "3", "--gp-weight", "2.5", "--max-steps", "1"])
-    assert [args[-2:] for args in calls] == [(3, 2.5)]
-
-
-# %% What a discriminator can see
-
-
-@pytest.mark.parametrize("name", ["dcgan_mnist", "wgan_gp"])
-def test_shallow_networks_add_up_patches(name):
-    """Two convolutions judge pieces apart, so changes that are far apart add up; with a third they do not."""
-    script = importlib.import_module(name)
-    rng = torch.Generator().manual_seed(4)
-    x, noise = torch.randn(2, 64, 1, 28, 28, generator=rng, dtype=torch.float64)
-    above, below = torch.zeros(2, 28, 28, dtype=torch.float64)
-    above[:9], below[19:] = 1, 1  # no field of 10 rows touches both
-    for shallow in (True, False):
-        torch.manual_seed(0)
-        network = second_class(script)(shallow=shallow).double()
-        network(x)  # running averages that are no longer 0 and 1
-        network.eval()
-        a, b, both, none = (network(x + part * noise) for part in (above, below, above + below, 0 * above))
-        apart = (both - a - b + none).abs().mean() / (both - none).abs().mean()
-        assert apart < 1e-12 if shallow else apart > 1e-3
-
-
-@pytest.mark.parametrize("name", ["dcgan_mnist", "wgan_gp", "cgan"])
-def test_field_of_what_enters_the_linear_layer(name):
-    script = importlib.import_module(name)
-    for shallow, pixels, unit in ((True, 10, 3), (False, 22, 1)):
-        layers = second_class(script)(shallow=shallow).layers.eval()
-        images = torch.rand(1, layers[0].in_channels, 28, 28, requires_grad=True)
-        maps = layers[:-2](images)
-        (gradient,) = torch.autograd.grad(maps[0, :, unit, unit].sum(), images)
-        touched = gradient.abs().sum((0, 1)) > 0
-        assert touched.any(0).sum() == touched.any(1).sum() == pixels
-
-
-@pytest.mark.parametrize(
-    ("argv", "width"), [("--width 6 --shallow", 6), ("--shallow", 64), ("", 16), ("--width 6", 6)]
-)
-@pytest.mark.parametrize("script", ["dcgan_mnist", "wgan_gp", "cgan"], indirect=True)
-def test_width_and_shallow_reach_the_networks(script, argv, width, flags, tmp_path):
-    script.main([*flags, *argv.split(), "--max-steps", "1"])
-    saved = read(tmp_path / "run" / "checkpoint.pt")
-    second = second_class(script)(width, "--shallow" in argv)
-    shallow, seeing = {"wgan_gp": (3e-4, 2e-3), "cgan": (2e-4, 1e-3), "dcgan_mnist": (2e-4, 2e-3)}[
-        script.SCRIPT
-    ]
-    rate = shallow if "--shallow" in argv else seeing
-    assert (saved["settings"]["lr_g"], saved["settings"]["lr_d"]) == (rate, rate)
-    second.load_state_dict(saved[CASES[script.SCRIPT].second])
-    script.Generator(width=width).load_state_dict(saved["generator"])  # fails where a shape is another
-    script.main(["--generate", "2", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt")])
-
-
-# %% cgan
-
-
-@pytest.mark.parametrize("mlp", [False, True])
-def test_cgan_label_reaches_both_networks(mlp):
-    torch.manual_seed(0)
-    generator = cgan.Generator(mlp=mlp).apply(cgan.init_weights).eval()
-    discriminator = cgan.Discriminator().apply(cgan.init_weights).eval()
-    z, labels = torch.randn(1, 100).expand(10, -1), torch.arange(10)
-    images = generator(z, labels)
-    assert len(images.flatten(1).unique(dim=0)) == 10
-    assert len(discriminator(images[:1].expand(10, -1, -1, -1), labels).unique()) == 10
-    assert torch.equal(generator(z, torch.full((10,), 4))[0], images[4])
-
-
-def test_cgan_trains_on_the_right_labels(script, whole, small_data):
-    data = torchvision.datasets.MNIST(small_data)
-    truth = {image.numpy().tobytes(): label.item() for image, label in zip(data.data, data.targets)}
-    for real, (*_, labels, _) in zip(whole.real, whole.given):
-        for pixels, label in zip(((real[:, 0] + 1) * 127.5).round().to(torch.uint8), labels.tolist()):
-            assert truth[pixels.numpy().tobytes()] == label
-    seen = one_round(cgan, classes=torch.tensor([3, 1, 4, 1, 5, 9, 2, 6]))
-    told = [labels.tolist() for _, labels in (*seen.g_inputs, *seen.inputs)]
-    assert told == [[3, 1, 4, 1, 5, 9, 2, 6]] * 4  # and fakes are made and judged as what was asked for
-
-
-@pytest.mark.parametrize("generator", [[], ["--mlp"]])
-def test_cgan_generates_by_class(script, flags, tmp_path, generator):
-    script.main([*flags, *generator, "--max-steps", "2"])
-    checkpoint = tmp_path / "run" / "checkpoint.pt"
-    generate = ["--checkpoint", str(checkpoint), "--generate"]
-    script.main([*generate, "4", "--out-dir", str(tmp_path / "few")])  # the first four classes
-    assert torchvision.datasets.ImageFolder(tmp_path / "few").targets == [0, 1, 2, 3]
-    script.main([*generate, "25"])
-    folder = torchvision.datasets.ImageFolder(tmp_path / "run" / "generated" / "001")
-    assert folder.classes == [str(label) for label in range(10)]
-    assert torch.tensor(folder.targets).bincount().tolist() == [3] * 5 + [2] * 5
-    script.main([*generate, "7", "--label", "0"])
-    files = [path for path in (tmp_path / "run" / "generated" / "002").rglob("*") if path.is_file()]
-    assert len(files) == 7
-    assert {path.parent.name for path in files} == {"0"}
-
-    # What lies in the folder of a class is what the generator makes of that class.
-    network = script.Generator(mlp=bool(generator))
-    script.load_checkpoint(checkpoint, generator=network)
-    script.reseed(42, "generate")
-    expected = script.sample(network, torch.randn(256, 100)[:7], torch.zeros(7, dtype=torch.long))
-    for path, image in zip(sorted(files), expected):
-        pixels = torch.frombuffer(bytearray(Image.open(path).tobytes()), dtype=torch.uint8)
-        assert (pixels.int() - image.flatten().int()).abs().max() <= 1
-
-
-# %% dcgan32_wgan_sn
-
-
-def settled(critic):
-    """The largest singular values of the convolutions' weights in eval mode."""
-    convolutions = [layer for layer in critic.eval().layers if isinstance(layer, nn.Conv2d)]
-    assert len(convolutions) == 4
-    return [torch.linalg.svdvals(layer.weight.flatten(1))[0].item() for layer in convolutions]
-
-
-def test_dcgan32_spectral_norm():
-    """After the power iteration has settled, the largest singular value of each convolution's weight is 1."""
-    torch.manual_seed(0)
-    critic, images = dcgan32_wgan_sn.Critic(), torch.randn(4, 1, 32, 32)
-    for _ in range(100):
-        critic(images)
-    assert settled(critic) == pytest.approx([1] * 4, abs=0.01)
-    with torch.no_grad():
-        for layer in critic.layers:
-            if isinstance(layer, nn.Conv2d):  # what the optimiser can reach changes nothing
-                layer.parametrizations.weight.original.mul_(1000)
-    assert settled(critic) == pytest.approx([1] * 4, abs=0.01)
-    free = dcgan32_wgan_sn.Critic(spectral=False).eval()
-    assert all("original" not in name for name in free.state_dict())
-    with torch.no_grad():
-        for parameter in free.parameters():
-            parameter.mul_(10)
-    assert free(torch.randn(64, 1, 32, 32)).abs().max() > 10  # scores have no bounds
-
-
-def test_dcgan32_power_iteration_is_never_in_bf16(monkeypatch):
-    """On CUDA, autocast would round it; the switch can be seen without a GPU."""
-    seen, mv, critic = [], torch.mv, dcgan32_wgan_sn.Critic()
-    autocast = lambda: torch.is_autocast_enabled("cuda")  # noqa: E731
-    monkeypatch.setattr(torch, "mv", lambda *args: (seen.append(autocast()), mv(*args))[1])
-    torch.set_autocast_enabled("cuda", True)
-    try:
-        critic.layers[0].weight  # noqa: B018
-    finally:
-        torch.set_autocast_enabled("cuda", False)
-    assert seen
-    assert not any(seen)
-
-
-def test_dcgan32_spectral_norm_holds_in_training(script, flags, tmp_path, whole):
-    script.main([*flags, "--precision", "bf16", "--out-dir", str(tmp_path / "bf16")])
-    for folder in (whole.folder, tmp_path / "bf16"):
-        critic = script.Critic()
-        critic.load_state_dict(read(folder / "checkpoint.pt")["critic"])
-        assert settled(critic) == pytest.approx([1] * 4, abs=0.2)  # the weights have just moved
-        critic.train()
-        for _ in range(50):
-            critic(torch.randn(1, 1, 32, 32))
-        assert settled(critic) == pytest.approx([1] * 4, abs=0.01)
-    assert "layers.3.running_mean" in critic.state_dict()
-    script.main([*flags, "--no-spectral-norm", "--critic-norm", "none", "--max-steps", "1"])
-    free = read(tmp_path / "run" / "checkpoint.pt")["critic"]
-    assert "layers.0.weight" in free
-    assert "layers.3.running_mean" not in free
-
-
-def test_dcgan32_noise_is_uniform(script, whole, monkeypatch):
-    torch.manual_seed(0)
-    z = script.uniform(4000, 1).flatten()
-    even = (torch.arange(4000) + 0.5) / 2000 - 1
-    assert (z.sort().values - even).abs().max() < 0.07  # Kolmogorov and Smirnov, on a width of 2
-    drawn = spy(monkeypatch, script, "sample")
-    script.main(["--generate", "8", "--checkpoint", str(whole.folder / "checkpoint.pt")])
-    shutil.rmtree(whole.folder / "generated")
-    for z in [z for z, *_ in one_round(script).g_inputs] + [z for _, z in drawn]:
-        assert -1 <= z.min() < -0.95
-        assert 0.95 < z.max() <= 1
-        assert abs(z.std().item() - 1 / math.sqrt(3)) < 0.03
-
-
-def test_dcgan32_stages(script, flags, tmp_path, monkeypatch):
-    args = dcgan32_wgan_sn.parse_args([])
-    assert (args.max_steps, args.batch_size, args.dataset) == (20000, 32, "fashion_mnist")
-    assert args.epochs * (60000 // 32) >= 20000
-    assert (args.lr_g, args.lr_d, args.critic_norm) == (3e-4, 6e-4, "batch")  # what RESULTS.md calls them
-    assert dcgan32_wgan_sn.STAGES == (200, 4000, 8000, 20000)
-    monkeypatch.setattr(script, "STAGES", (2, 5, 9, 12))
-    script.main([*flags, "--out-dir", str(tmp_path / "whole")])
-    samples = tmp_path / "whole" / "samples"
-    steps = [samples / f"step_{step:05d}.png" for step in (2, 5, 9, 12)]
-    assert sorted(samples.glob("step_*")) == steps
-    with Image.open(tmp_path / "whole" / "stages.png") as stages:
-        assert stages.size == (4 * 274, 274 + 14)
-        for i, path in enumerate(steps):
-            part = stages.crop((274 * i, 14, 274 * (i + 1), 288))
-            assert part.tobytes() == Image.open(path).convert("RGB").tobytes()
-            title = stages.crop((274 * i, 0, 274 * (i + 1), 14)).convert("L")
-            assert title.getextrema()[0] < 99
-    # After step 12, which ends the second epoch, both pictures show the same.
-    assert (samples / "epoch_0002.png").read_bytes() == steps[-1].read_bytes()
-    script.main([*flags, "--max-steps", "4"])  # stopped between two stages, and resumed
-    script.main(["--resume", str(tmp_path / "run" / "checkpoint.pt"), "--max-steps", "12"])
-    stages = (tmp_path / name / "stages.png" for name in ("whole", "run"))
-    assert len({path.read_bytes() for path in stages}) == 1
-
-
 @pytest.fixture
 def cifar(tmp_path, monkeypatch):
-    """A data folder in CIFAR-10's layout, 8 pictures a file, each of three MNIST digits."""
+    """A data folder in CIFAR-10's layout, 2 pictures a file, each of three MNIST digits."""
     folder = tmp_path / "data" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
-    digits = torchvision.datasets.MNIST(ROOT / "data").data[: 3 * 48]
-    rows = nn.functional.pad(digits, [2] * 4).view(6, 8, 3072).numpy()
+    digits = torchvision.datasets.MNIST(ROOT / "data").data[: 3 * 12]
+    rows = nn.functional.pad(digits, [2] * 4).view(6, 2, 3072).numpy()
     names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
     for name, data in zip(names, rows):
-        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": [1] * 8}))
+        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": [1] * 2}))
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["a", "b"]}))
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *args: True)
     return tmp_path / "data"
 
 
-@pytest.mark.parametrize("script", ["dcgan32_wgan_sn", SLOW[4]], indirect=True)
-def test_cifar10(script, case, cifar, tmp_path, capsys):
-    small = ["--dataset", "cifar10", "--batch-size", "20", "--device", "cpu", "--epochs", "1"]
+def test_dcgan64_cifar10(script, cifar, tmp_path, capsys):
+    small = ["--dataset", "cifar10", "--batch-size", "5", "--device", "cpu", "--epochs", "1"]
     argv = [*small, "--data-dir", tmp_path / "empty", "--out-dir", tmp_path / "none"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torchvision.datasets.CIFAR10, "download", lambda self: 1 / 0)
         patch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: False)
         fails(script, argv, capsys, "--data-dir", tmp_path / "empty" / "cifar-10-batches-py")
     images = script.read_images("cifar10", cifar)
-    assert images.shape == (40, 3, case.side, case.side)
-    if script is dcgan32_wgan_sn:
-        digits = torchvision.datasets.MNIST(ROOT / "data").data
-        assert torch.equal(images[1, 2, 2:-2, 2:-2], digits[5])
+    assert images.shape == (10, 3, 64, 64)
     script.main([*small, "--data-dir", str(cifar), "--out-dir", str(tmp_path / "run")])
     with Image.open(tmp_path / "run" / "samples" / "epoch_0001.png") as grid:
         red, green, blue = (band.tobytes() for band in grid.split())
         assert red != green != blue
     script.main(["--generate", "3", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt")])
     files = list((tmp_path / "run" / "generated" / "001").iterdir())
-    size = (case.side, case.side)
-    assert [(Image.open(path).size, Image.open(path).mode) for path in files] == [(size, "RGB")] * 3
+    assert [(Image.open(path).size, Image.open(path).mode) for path in files] == [((64, 64), "RGB")] * 3
 
 
-@pytest.mark.slow
-def test_dcgan32_tracks_the_distance_on_cifar10(script, cifar, inception, tmp_path, monkeypatch, capsys):
+def test_dcgan64_tracks_the_distance_on_cifar10(script, cifar, inception, tmp_path, monkeypatch, capsys):
     """With weights that are not the released ones, in their place: what is measured is not called FID."""
     monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     shutil.copy(inception, tmp_path / "hub" / "checkpoints" / fid.WEIGHTS)
-    argv = ["--dataset", "cifar10", "--data-dir", str(cifar), "--batch-size", "20", "--device", "cpu"]
+    argv = ["--dataset", "cifar10", "--data-dir", str(cifar), "--batch-size", "5", "--device", "cpu"]
     argv += ["--epochs", "1", "--fid-every", "1", "--fid-samples", "6", "--out-dir", str(tmp_path / "run")]
     script.main(argv)
     assert "distance" in capsys.readouterr().out
@@ -1929,14 +1314,11 @@ def test_dcgan32_tracks_the_distance_on_cifar10(script, cifar, inception, tmp_pa
     script.reseed(42, "distance")
     network, _ = fid.load_inception(inception)
     with torch.inference_mode():
-        images = script.sample(generator, script.uniform(6, 100)), script.read_images("cifar10", cifar)
+        images = script.sample(generator, torch.randn(6, 100)), script.read_images("cifar10", cifar)
         fake, real = (network(network.prepare(part))[0].double() for part in images)
     expected = fid.frechet_distance(real.mean(0), torch.cov(real.T), fake.mean(0), torch.cov(fake.T))
     assert distance == pytest.approx(expected.item(), rel=1e-3)
     assert (precision, recall) == pytest.approx(fid.precision_recall(real, fake), abs=1e-6)
-
-
-# %% dcgan64_celeba
 
 
 def test_dcgan64_weights_of_the_official_example():
@@ -2107,10 +1489,12 @@ def test_dcgan64_decodes_a_folder_once(pictures, monkeypatch):
 
 def decode_slowly(pictures, fifo):
     """Decoding that takes minutes after the first pictures; `fifo` stays open as long as a worker lives."""
-    writer = open(fifo, "w")  # noqa: F841
+    multiprocessing.set_start_method("fork", force=True)  # as most users have it
+    writer = open(fifo, "w", buffering=1)
     original = dcgan64_celeba.decode
 
     def decode(path, *rest):
+        writer.write("a worker is at work\n")
         time.sleep(300 if path.suffix == ".jpg" and int(path.stem) > 16 else 0)
         return original(path, *rest)
 
@@ -2124,21 +1508,20 @@ def die_inside_replace(pictures):
     map_folder(pictures)
 
 
-@pytest.mark.slow
 def test_dcgan64_interrupted_decoding_leaves_nothing(pictures, tmp_path):
     os.mkfifo(tmp_path / "fifo")
     process = start(decode_slowly, pictures, tmp_path / "fifo", folder=tmp_path, output=tmp_path / "out")
     reader, cache = open(tmp_path / "fifo"), Path("data", "cache")
-    while not (cache.is_dir() and list(cache.iterdir())):
-        time.sleep(0.02)
+    assert reader.readline() == "a worker is at work\n"
     time.sleep(0.3)
+    assert list(cache.iterdir()) != []
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends Ctrl-C: to the worker processes, too
     finish(process, 1)
     assert (tmp_path / "out").read_text().count("Traceback") == 1  # the workers are silent
     assert list(cache.iterdir()) == []
     with reader:
-        assert select.select([reader], [], [], 60)[0]  # and gone
-        assert reader.read() == ""
+        assert select.select([reader], [], [], 60)[0]
+        assert {*reader.read().splitlines()} <= {"a worker is at work"}  # to its end, so they are gone
     finish(start(die_inside_replace, pictures, folder=tmp_path), -signal.SIGKILL)
     assert len(map_folder(pictures)) == 40
     assert [path.suffix for path in cache.iterdir()] == [".uint8"]  # what the kill left is gone
@@ -2279,7 +1662,6 @@ def together(tmp_path, world, name, argv, plain=False, stop=False, status=0):
     return [read(tmp_path / name / f"rank{rank}.pt") for rank in range(world)]
 
 
-@pytest.mark.slow
 def test_dcgan64_two_processes_without_batch_statistics(script, flags, tmp_path):
     """The gradients of two processes, averaged, are those of one that has the whole batch to itself."""
     # D moves too little for G to notice.
@@ -2311,7 +1693,6 @@ def test_dcgan64_two_processes_with_batch_normalisation(script, flags, tmp_path)
     assert (run / "samples" / "epoch_0001.png").is_file()
 
 
-@pytest.mark.slow
 def test_dcgan64_two_processes_stop_and_go_on(script, flags, tmp_path):
     """Stopped by a signal to one of the two, a run ends as a whole one does; it can go on in one process."""
     flags, checkpoint, half = flags[:-2], tmp_path / "run" / "checkpoint.pt", tmp_path / "half"
@@ -2325,7 +1706,6 @@ def test_dcgan64_two_processes_stop_and_go_on(script, flags, tmp_path):
     assert len(read(checkpoint)["history"]) == read(checkpoint)["step"] == 14
 
 
-@pytest.mark.slow
 def test_dcgan64_torchrun(script, flags, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     command += [script.__file__, *flags, "--max-steps", "2"]
@@ -2463,7 +1843,7 @@ def test_pix2pix_dropout_is_the_noise(script):
     assert network.training
 
 
-@pytest.mark.parametrize("script", ["pix2pix", SLOW[6]], indirect=True)
+@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
 def test_rates_fall_to_zero_at_the_end(script, small, tmp_path, monkeypatch):
     """In a straight line, after a quarter of the run; a run that was stopped has the same."""
     rates, original = [], script.train_step
@@ -2485,10 +1865,9 @@ def test_rates_fall_to_zero_at_the_end(script, small, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "part" / "checkpoint.pt", tmp_path / "whole" / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
+@ONE
 def test_translators_draw_questions(script):
     """A dot of 3 x 3 pixels in a picture of 16 x 16, by hand."""
-    assert section(script.SCRIPT, "Pairs") == section("pix2pix", "Pairs")
     image = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
     image[1, :, 7:10, 7:10] = torch.tensor([30, 90, 120], dtype=torch.uint8)[:, None, None]
     outline = script.draw("outline", image)
@@ -2514,7 +1893,7 @@ def test_translators_draw_questions(script):
     assert torch.equal(script.draw("mosaic", many)[1000:], script.draw("mosaic", many[1000:]))
 
 
-@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
+@ONE
 def test_translators_measure_by_hand(script):
     black, white = (
         torch.zeros(2, 1, 4, 4, dtype=torch.uint8),
@@ -2636,7 +2015,7 @@ def read_sides(script, *flags):
     return script.read_pictures(args, paired=script is pix2pix)
 
 
-@pytest.mark.parametrize("script", ["pix2pix", SLOW[6]], indirect=True)
+@ONE
 def test_translators_find_the_layouts_that_people_have(script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, train, test in (
@@ -2696,7 +2075,7 @@ def test_pix2pix_reads_pairs_side_by_side(script, tmp_path, monkeypatch, capsys)
     fails(script, flags, capsys, "--dataset", "41.png has an odd width")
 
 
-@pytest.mark.parametrize("script", ["pix2pix", SLOW[6]], indirect=True)
+@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
 def test_translators_refuse_bad_folders(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = [
@@ -3083,11 +2462,10 @@ def test_cyclegan_glasses(script):
 def test_gan_2d_has_the_frame():
     titles = [title.split(":")[0] for title, _ in sections("gan_2d")]
     assert [title for title in titles if title != "Plane"] == SECTIONS
-    assert section("gan_2d", "Plumbing") == section("dcgan_mnist", "Plumbing")
+    assert section("gan_2d", "Plumbing") == section("dcgan64_celeba", "Plumbing")
     lengths = {title.split(":")[0]: text.count("\n") for title, text in sections("gan_2d")}
     assert lengths.pop("Plane") < 180
     assert sum(lengths.values()) - lengths["Plumbing"] < 340
-    assert gan_2d.__doc__.count("\n") < 40
 
 
 @pytest.mark.parametrize(
@@ -3294,7 +2672,6 @@ def test_gan_2d_flags_that_are_bad(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
 def test_gan_2d_reaches_all_heaps(tmp_path):
     gan_2d.main(["--device", "cpu", "--epochs", "30", "--out-dir", str(tmp_path / "run")])
     *_, modes, near, sliced, js, js_d = read(tmp_path / "run" / "checkpoint.pt")["distances"][-1].tolist()
@@ -4048,7 +3425,6 @@ def fid_json(capsys, *argv):
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.mark.slow
 def test_fid_of_two_folders(folders, inception, capsys, monkeypatch):
     """By hand from the network's outputs; and its name, which depends on the weights alone."""
     for path in [*folders.glob("?/[6-9].png"), *folders.glob("?/1?.png")]:
@@ -4310,7 +3686,6 @@ def test_fid_classifier(folders, small_data, capsys):
     assert {"kid", "kid_std", "is", "is_std"} <= report.keys()
 
 
-@pytest.mark.slow
 def test_fid_classifier_learns():
     """A quarter of an epoch of the real data is enough for 95%."""
     train, test = (torchvision.datasets.MNIST(ROOT / "data", train=train) for train in (True, False))
@@ -4375,7 +3750,6 @@ def test_faces_are_in_the_repository(tmp_path, capsys):
     fails(dcgan64_celeba, ["--data-dir", tmp_path], capsys, "--data-dir", "data/faces")
 
 
-@pytest.mark.slow
 def test_faces_classifier_notices_what_changes(tmp_path, monkeypatch, capsys):
     """Features learned from what is on the faces put sets in the order that people would."""
     monkeypatch.chdir(ROOT)
@@ -4383,7 +3757,7 @@ def test_faces_classifier_notices_what_changes(tmp_path, monkeypatch, capsys):
         fid.open_faces(Path("data/faces"), part) for part in ("train", "test")
     )
     network = fid.FaceClassifier((labels.amax(0) + 1).tolist())
-    fid.train_classifier(network, images[:5120], labels[:5120], epochs=4)
+    fid.train_classifier(network, images[:5120], labels[:5120], epochs=2)
     args = fid.parse_args(["faces", "samples", "--features", "classifier"])
     without = tests[classes[:, 7] == 5]  # no glasses
     blurred = torchvision.transforms.functional.gaussian_blur(tests, 5, 1.5)
@@ -4393,8 +3767,11 @@ def test_faces_classifier_notices_what_changes(tmp_path, monkeypatch, capsys):
         name: fid.measure(name, x, None, None, network, "w", args, torch.device("cpu"))
         for name, x in sets.items()
     }
-    result = {name: fid.compare(seen["train"], seen[name], args) for name in sets}
-    distances = {name: result[name]["frechet_distance"] for name in sets}
+    first = seen["train"]
+    distances = {
+        name: fid.frechet_distance(first.mu, first.sigma, stats.mu, stats.sigma).item()
+        for name, stats in seen.items()
+    }
     assert distances["train"] < 1e-3
     for name in ("without", "blurred", "halves"):
         assert distances[name] > 1.1 * distances["test"], distances
@@ -4408,24 +3785,14 @@ def test_faces_classifier_notices_what_changes(tmp_path, monkeypatch, capsys):
 # %% benchmark
 
 
-def test_benchmark_counts_flops():
-    """Of vanilla_gan, by hand: a layer counts once forward, and once for each gradient that is wanted."""
-    g, d = 100 * 256 + 256 * 512 + 512 * 1024 + 1024 * 784, 784 * 512 + 512 * 256 + 256
-    forward = 2 * g + 3 * d  # fakes for D, fakes for G; D on real images, and on both fakes
-    # Of weights and of inputs, twice, for real and fake, but no gradient of an image.
-    d_step = 2 * d + 2 * (d - 784 * 512)
-    g_step = d + 2 * g - 100 * 256  # through D to the images alone; no gradient of z
-    step, _ = benchmark.ours("vanilla_gan", torch.device("cpu"), "fp32")
-    with benchmark.FLOPs() as count:
-        step()
-    assert count.total == 128 * 2 * (forward + d_step + g_step)
+def test_benchmark_compares_with_one_product():
+    """As a product of matrices and as a convolution it is the same."""
     product, convolution = (job() for job in benchmark.products(torch.device("cpu")).values())
-    assert product.shape == (2048, 2048)  # what speeds are compared with is the same product twice
+    assert product.shape == (2048, 2048)
     assert torch.allclose(convolution.view(2048, 2048), product, atol=1e-2)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", benchmark.SHAPES)
+@pytest.mark.parametrize("name", CASES)
 def test_benchmark_trains_each_script(name, tmp_path, monkeypatch):
     """Each loop that is compared moves all weights of the same networks."""
     players = []
@@ -4448,11 +3815,9 @@ def test_benchmark_trains_each_script(name, tmp_path, monkeypatch):
     assert len(players) == 3
     for player in players:
         assert all(torch.equal(a, b) for a, b in zip(player.first, players[0].first))
-        still = [torch.equal(a, b) for a, b in zip(player.first, player.weights)]
-        assert sum(still) <= (name == "wgan_gp")  # the last bias of its critic, which cancels
+        assert not any(torch.equal(a, b) for a, b in zip(player.first, player.weights))
 
 
-@pytest.mark.slow
 def test_benchmark_gives_translators_what_they_have(monkeypatch):
     """Pairs to pix2pix.py; to cyclegan.py questions of even digits, and answers of odd ones."""
     monkeypatch.chdir(ROOT)
@@ -4473,20 +3838,15 @@ def test_benchmark_gives_translators_what_they_have(monkeypatch):
         assert numbers == expected
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", benchmark.SHAPES)
-def test_benchmark_learns(name, tmp_path, monkeypatch):
+def test_benchmark_learns(tmp_path, monkeypatch):
     """What is measured is what the script, or the loop of tutorials, has learned when the time is over."""
-    kept, players, targets, penalties = [], [], [], []
-    original, original_generated, drawn = benchmark.tutorial, claims.generated, []
+    kept, players, drawn, targets, penalties = [], [], [], [], []
+    original, original_generated, r1 = benchmark.tutorial, benchmark.claims.generated, stylegan.r1_penalty
 
     def tutorial(*args):
         player, step = original(*args)
         players.append(player)
-        if hasattr(player.args, "latent_dim"):
-            player.generator.register_forward_pre_hook(
-                lambda _, args: drawn.append(args[0].abs().max().item())
-            )
+        player.generator.register_forward_pre_hook(lambda _, args: drawn.append(args[0].abs().max().item()))
         return player, step
 
     def generated(script, checkpoint, count, device):
@@ -4495,84 +3855,54 @@ def test_benchmark_learns(name, tmp_path, monkeypatch):
         assert images.shape[:2] == (count, 1)
         return count, device
 
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(benchmark, "tutorial", tutorial)
-
     class Noting(nn.BCELoss):
         def forward(self, probability, target):
-            targets.append(round(target.mean().item(), 6))
+            targets.append(target.mean().item())
             return super().forward(probability, target)
 
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(benchmark, "tutorial", tutorial)
     monkeypatch.setattr(nn, "BCELoss", Noting)
-    if name == "stylegan":
-        r1 = stylegan.r1_penalty
-        monkeypatch.setattr(stylegan, "r1_penalty", lambda *args: penalties.append(1) or r1(*args))
-    monkeypatch.setattr(claims, "generated", generated)
-    monkeypatch.setattr(
-        claims, "Judge", lambda *args: lambda *_: {"distance": 7.0, "recall": 0.5, "class_accuracy": None}
-    )
-    script = importlib.import_module(name)
-    flags = ["--seed", "43"]
-    rows = [benchmark.learned((name, who, flags, 1.0, 10, "cpu")) for who in ("script", "tutorial")]
-    for row, who in zip(rows, ("script", "tutorial")):
-        assert row | {"steps": "1", "minutes": "0"} == {
-            "script": f"{name}.py",
-            "loop": who,
-            "minutes": "0",
-            "steps": "1",
-            "distance": "7.0",
-            "recall": "0.500",
-        }
-        assert int(row["steps"].replace(",", "")) > 0
-    steps = rows[0]["steps"].replace(",", "")
+    monkeypatch.setattr(stylegan, "r1_penalty", lambda *args: penalties.append(1) or r1(*args))
+    monkeypatch.setattr(benchmark.claims, "generated", generated)
+    figures = {"distance": 7.0, "recall": 0.5, "class_accuracy": None}
+    monkeypatch.setattr(benchmark.claims, "Judge", lambda *args: lambda *_: figures)
+    flags, loops = ["--seed", "43"], []
+    for who in ("script", "tutorial"):
+        row = benchmark.learned(("stylegan", who, flags, 0.2, 10, "cpu"))
+        loops.append(int(row.pop("steps").replace(",", "")))
+        assert loops[-1] > 0
+        assert float(row.pop("minutes")) < 1
+        assert row == {"script": "stylegan.py", "loop": who, "distance": "7.0", "recall": "0.500"}
     argv = [*flags, "--dataset", "mnist", "--device", "cpu", "--out-dir", str(tmp_path / "run")]
-    script.main([*argv, "--max-steps", steps])
-    part = "ema" if name == "stylegan" else "generator"
-    wanted = read(tmp_path / "run" / "checkpoint.pt")[part]
-    assert all(torch.equal(value, wanted[key]) for key, value in kept[0][part].items())
-    wanted = getattr(players[0], part).state_dict()
-    assert all(torch.equal(value, wanted[key]) for key, value in kept[1][part].items())
-    loops = int(rows[1]["steps"].replace(",", ""))
-    if drawn:  # noise as --generate draws it
-        assert max(drawn) <= 1 if name == "dcgan32_wgan_sn" else max(drawn) > 2
-    label = 0.9 if name in ("dcgan_mnist", "cgan") else 1.0
-    assert targets in ([], [label, 0.0, 1.0] * loops)
-    assert bool(targets) == (
-        name in ("vanilla_gan", "dcgan_mnist", "cgan", "dcgan64_celeba", "pix2pix", "stylegan")
-    )
-    if name == "stylegan":
-        first = math.ceil(int(steps) / 10)  # the script's, in each tenth step; one more for the checkpoint
-        assert len(penalties) == 2 * first + 1 + loops
-    if name == "vanilla_gan":  # one that is done in less time
-        row = benchmark.learned((name, "script", ["--max-steps", "2"], 100.0, 10, "cpu"))
-        assert (row["steps"], row["minutes"]) == ("2", "0.0")
+    stylegan.main([*argv, "--max-steps", str(loops[0])])
+    assert_same_bits(kept[0]["ema"], read(tmp_path / "run" / "checkpoint.pt")["ema"])
+    assert_same_bits(kept[1]["ema"], dict(players[0].ema.state_dict()))
+    assert max(drawn) > 2  # noise as --generate draws it
+    assert targets == [1.0, 0.0, 1.0] * loops[1]
+    first = math.ceil(loops[0] / 10)  # the script's, in each tenth step; one more for the checkpoint
+    assert len(penalties) == 2 * first + 1 + loops[1]
+    # One that is done in less time.
+    row = benchmark.learned(("stylegan", "script", ["--max-steps", "2"], 100.0, 10, "cpu"))
+    assert (row["steps"], row["minutes"]) == ("2", "0.0")
 
 
 # %% export
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pretrained").glob("*.pt")), ids=lambda path: path.stem)
-def test_pretrained_generators_generate(path, tmp_path, monkeypatch):
-    """What README promises: images of many grey levels or colours in a fresh clone; no file is too large."""
+@pytest.mark.parametrize("script", CASES, indirect=True)
+def test_pretrained_generators_generate(script, tmp_path, monkeypatch):
+    """Images of many grey levels or colours in a fresh clone; no file is too large."""
     monkeypatch.chdir(ROOT)
-    script = importlib.import_module(path.stem)
+    path = ROOT / "pretrained" / f"{script.SCRIPT}.pt"
     script.main(["--generate", "3", "--checkpoint", str(path), "--out-dir", str(tmp_path / "made")])
     images = [np.asarray(Image.open(file)) for file in (tmp_path / "made").rglob("*.png")]
     assert len(images) == 3
     assert all(len(np.unique(image)) > 20 for image in images)
-    assert path.stat().st_size < (2**24 if path.stem == "pix2pix" else 2**23)
-    assert f"--checkpoint pretrained/{path.name}" in (ROOT / "README.md").read_text()
+    assert path.stat().st_size < (2**24 if script is pix2pix else 2**23)
 
 
-def test_each_script_of_images_has_a_pretrained_generator():
-    files = [*(ROOT / "pretrained").glob("*.pt")]
-    assert {path.name for path in files} == {f"{name}.pt" for name in strip.ORDER}
-    assert {*strip.ORDER} == {*CASES}
-    assert sum(path.stat().st_size for path in files) < 45 * 2**20
-
-
-@pytest.mark.parametrize("script", LIGHT, indirect=True)
-def test_exported_generator(script, case, whole, small_data, tmp_path, capsys):
+def test_exported_generator(script, whole, small_data, tmp_path, capsys):
     """It makes what the checkpoint makes, to a grey level; there is nothing to train on, and no path."""
     checkpoint, small = whole.folder / "checkpoint.pt", tmp_path / "new" / "small.pt"
     export.main([str(checkpoint), str(small)])
@@ -4596,8 +3926,7 @@ def test_exported_generator(script, case, whole, small_data, tmp_path, capsys):
     for pair in zip(*made):
         one, two = (np.array(Image.open(path)).astype(float) for path in pair)
         assert abs(one - two).mean() < 1
-    lacking = "lacks discriminator" if case.second == "discriminator" else "lacks critic"
-    fails(script, ["--resume", small], capsys, small, lacking, "for --generate alone")
+    fails(script, ["--resume", small], capsys, small, "lacks discriminator", "for --generate alone")
     with pytest.raises(SystemExit, match="2"):
         export.main([str(checkpoint), str(small)])
     assert "small.pt is there already" in capsys.readouterr().err
@@ -4606,7 +3935,7 @@ def test_exported_generator(script, case, whole, small_data, tmp_path, capsys):
 
 def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
     (tmp_path / "bad.pt").write_bytes(b"no")
-    torch.save({"script": "cgan", "settings": {}}, tmp_path / "half.pt")
+    torch.save({"script": "stylegan", "settings": {}}, tmp_path / "half.pt")
     for name in ("none.pt", "bad.pt", "half.pt"):
         with pytest.raises(SystemExit, match="2"):
             export.main([str(tmp_path / name), str(tmp_path / "new.pt")])
@@ -4617,42 +3946,40 @@ def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
 
 def test_strip(watch, tmp_path, capsys):
     """Blocks of the first nine samples, in the order of README.md, whatever that of the files is."""
-    for module in (stylegan, cgan):
-        export.main([str(watch(module).folder / "checkpoint.pt"), str(tmp_path / f"{module.SCRIPT}.pt")])
-    for name, argv in (("cgan", []), ("stylegan", ["--truncation", "1"])):
-        argv = ["--generate", "9", "--checkpoint", str(tmp_path / f"{name}.pt"), *argv]
+    names, sides = ("dcgan64_celeba", "stylegan"), (64, 32)
+    for name in reversed(names):
+        run = watch(importlib.import_module(name)).folder
+        export.main([str(run / "checkpoint.pt"), str(tmp_path / f"{name}.pt")])
+        argv = ["--generate", "9", "--checkpoint", str(tmp_path / f"{name}.pt")]
         importlib.import_module(name).main([*argv, "--out-dir", str(tmp_path / name)])
     strip.main([str(tmp_path), str(tmp_path / "strip.png")])
-    assert capsys.readouterr().out.endswith(f"cgan, stylegan in {tmp_path / 'strip.png'}\n")
+    assert capsys.readouterr().out.endswith(f"{', '.join(names)} in {tmp_path / 'strip.png'}\n")
     pixels = np.array(Image.open(tmp_path / "strip.png"))
     assert pixels.shape == (192, 2 * 192 + 8, 3)
-    for left, name, side in ((0, "cgan", 28), (200, "stylegan", 32)):
+    for left, name, side in zip((0, 200), names, sides):
         files = sorted((tmp_path / name).rglob("*.png"), key=lambda path: path.name)
         assert len(files) == 9
-        edge = 32 - side
         for number, file in enumerate(files):
-            y, x = number // 3 * 64 + edge, left + number % 3 * 64 + edge
-            cell = pixels[y : y + 2 * side : 2, x : x + 2 * side : 2]
+            y, x, times = number // 3 * 64, left + number % 3 * 64, 64 // side  # small ones are enlarged
+            cell = pixels[y : y + 64 : times, x : x + 64 : times]
             assert np.array_equal(cell, np.array(Image.open(file).convert("RGB")))
     assert (pixels[:, 192:200] == 255).all()
-    for size in (64, 128):
+    for size, red in ((28, 9 * 56 * 56), (64, 192 * 192), (128, 192 * 192)):
         square = strip.block([Image.new("RGB", (size, size), "red")] * 9)
-        assert square.getcolors() == [(192 * 192, (255, 0, 0))]
+        assert (red, (255, 0, 0)) in square.getcolors()
     with pytest.raises(SystemExit, match="2"):
-        strip.main([str(tmp_path / "cgan"), "none.png"])
+        strip.main([str(tmp_path / "stylegan"), "none.png"])
     assert "has no file NAME.pt" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_benchmark_quick(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    benchmark.main(["--quick", "--script", "vanilla_gan", "--device", "cpu", "--markdown"])
+    benchmark.main(["--quick", "--script", "pix2pix", "--device", "cpu", "--markdown"])
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.count("GFLOP/s") == 2
     names, _, values = ([cell.strip() for cell in row.strip("|").split("|")] for row in rows)
     row = dict(zip(names, values))
-    assert row["script"] == "vanilla_gan.py"
-    assert row["GFLOP"] == "0.0187"
+    assert row["script"] == "pix2pix.py"
     rate = max(float(text.split()[-1].replace(",", "")) for text in head.split(" GFLOP/s")[:-1])
     share = float(row["images/s fp32"].replace(",", "")) * float(row["GFLOP"]) / rate
     assert float(row["of matmul"].strip("%")) == pytest.approx(100 * share, rel=0.02, abs=0.6)
@@ -4665,1128 +3992,10 @@ def test_benchmark_quick(capsys, monkeypatch):
 # %% claims
 
 
-@pytest.fixture
-def bench(small_data, tmp_path, monkeypatch):
-    """A working folder with the small data set."""
-    shutil.copytree(small_data, tmp_path / "data")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["vanilla_gan", *(SLOW[number] for number in (2, 3))])
-def test_claims_follow_a_run(name, bench, capsys, monkeypatch):
-    """The run is that of the script's main, and its figures are those of --generate and fid.py."""
-    flags = "--dataset mnist --batch-size 4"
-    setting = claims.Setting("short", name, (3, 8), flags)
-    rows = claims.follow(setting, 43, Path("followed"), 130, "cpu")
-    assert [(row["step"], row["images"]) for row in rows] == [(3, 12), (8, 32)]
-    assert 0 < rows[0]["seconds"] < rows[1]["seconds"] < 60
-    followed = setting.folder(Path("followed"), 43)
-    script = importlib.import_module(name)
-    argv = [*flags.split(), "--seed", "43", "--device", "cpu"]
-    script.main([*argv, "--max-steps", "8", "--out-dir", "whole"])
-    assert_same_run(followed / "checkpoint.pt", "whole/checkpoint.pt")
-    metrics = read("whole/checkpoint.pt")["history"].mean(0).tolist()
-    for metric, mean in zip(script.METRICS, metrics):
-        assert rows[1][metric] == pytest.approx(mean) or metric == "diversity"
-    assert Image.open(claims.picture(followed, 8)).size[0] == 8 * (CASES[name].side + 2) + 2
-
-    script.main(["--generate", "130", "--checkpoint", "whole/checkpoint.pt", "--out-dir", "images"])
-    result = fid_json(capsys, "mnist:test", "images", "--features", "classifier", "--device", "cpu")
-    assert rows[1]["distance"] == pytest.approx(result["frechet_distance"], rel=1e-6)
-    for figure in ("classes", "entropy", "confidence", "class_accuracy"):
-        assert rows[1][figure] == pytest.approx(result[figure][1]), figure
-    assert (rows[1]["class_accuracy"] is None) == (name != "cgan")
-    pngs = sorted(Path("images").rglob("*.png"))
-    fakes = torch.from_numpy(np.stack([np.array(Image.open(path).convert("L")) for path in pngs])).double()
-    real = torchvision.datasets.MNIST("data", train=False).data.double()
-    edge = 2 if name == "dcgan32_wgan_sn" else 0
-    fakes = fakes[:, edge : 28 + edge, edge : 28 + edge].flatten(1)
-    diversity = (torch.pdist(fakes).square().mean() / torch.pdist(real.flatten(1)).square().mean()).sqrt()
-    assert rows[1]["diversity"] == pytest.approx(diversity.item(), rel=0.02)  # pdist: two different images
-
-    # What was measured is not trained again, a shorter run is a part of it, and there is no way back.
-    monkeypatch.setattr(script, "main", None)
-    assert claims.follow(setting, 43, Path("followed"), 130, "cpu") == rows
-    assert claims.follow(setting.until(3), 43, Path("followed"), 130, "cpu") == rows[:1]
-    with pytest.raises(RuntimeError, match="beyond step 5"):
-        claims.follow(claims.replace(setting, points=(3, 5)), 43, Path("followed"), 130, "cpu")
-
-
-def test_claims_measure_64x64_samples_against_images_made_64x64(bench):
-    images = torchvision.datasets.MNIST("data", train=False).data[:, None]
-    images = torchvision.transforms.Resize(64)(images)
-    row = claims.Judge("mnist", images, "cpu")(images, None)
-    assert row["distance"] == pytest.approx(0, abs=1e-6)
-    assert row["diversity"] == pytest.approx(1)
-
-
-@pytest.mark.slow
-def test_claims_change_scripts_from_outside(bench, monkeypatch):
-    flags = "--dataset mnist --batch-size 4"
-    for change, std in ((None, 0.02), (claims.pytorch_init, 0.1 / math.sqrt(3))):  # U(-0.1, 0.1)
-        setting = claims.Setting("init", "dcgan_mnist", (1,), f"{flags} --lr-g 1e-12", change)
-        claims.follow(setting, 42, Path("runs"), 130, "cpu")
-        weights = read(setting.folder(Path("runs"), 42) / "checkpoint.pt")["generator"]["layers.0.weight"]
-        assert weights.std() == pytest.approx(std, rel=0.01)
-    monkeypatch.setattr(claims, "LAST", 2)
-    setting = claims.Setting("stop", "vanilla_gan", (1, 2, 5), flags, claims.stopped_discriminator)
-    weights = {"discriminator": [], "generator": []}
-    for point in setting.points:
-        claims.follow(setting.until(point), 42, Path("runs"), 12, "cpu")
-        checkpoint = read(setting.folder(Path("runs"), 42) / "checkpoint.pt")
-        for name, kept in weights.items():
-            kept.append(checkpoint[name]["layers.1.weight"])
-    same = [[torch.equal(a, b) for a, b in zip(kept, kept[1:])] for kept in weights.values()]
-    assert same == [[False, True], [False, False]]
-    small = ["--data-dir", "data", "--device", "cpu", "--max-steps", "2", "--batch-size", "4", "--width", "8"]
-    drawn = []
-    for number, change in enumerate((contextlib.nullcontext, claims.frozen_mapping)):
-        with change(stylegan):
-            stylegan.main([*small, "--latent-dim", "16", "--out-dir", f"styles{number}"])
-        state = read(f"styles{number}/checkpoint.pt")["generator"]
-        drawn.append({name.split(".")[0]: weights for name, weights in state.items() if "weight" in name})
-    torch.manual_seed(42)
-    first = stylegan.Generator(width=8, latent_dim=16).state_dict()
-    first = {name.split(".")[0]: weights for name, weights in first.items() if "weight" in name}
-    kept = [[torch.equal(weights, first[name]) for name, weights in state.items()] for state in drawn]
-    assert kept == [[False, False], [True, False]]  # the mapping, and the synthesis
-    with claims.generator_of_cyclegan(pix2pix):
-        pix2pix.main([*small, "--norm", "instance", "--out-dir", "pairs"])
-    assert {*read("pairs/checkpoint.pt")["generator"]} == {*cyclegan.Generator().state_dict()}
-    with claims.batch_norm_in_critic(wgan_gp):
-        norms = [layer for layer in wgan_gp.Critic().layers if isinstance(layer, nn.BatchNorm2d)]
-        assert wgan_gp.Critic()(torch.zeros(2, 1, 28, 28)).shape == (2, 1)
-        shallow = [type(layer) for layer in wgan_gp.Critic(64, True).layers]
-    assert [norm.num_features for norm in norms] == [32, 64]
-    published = [type(layer) for layer in dcgan_mnist.Discriminator(64, True).layers]
-    assert shallow == published
-    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in wgan_gp.Critic().layers)
-
-
-def test_claims_in_fp32(capsys):
-    """--fp32 leaves bf16 out and nothing else; a table shows the commands that its figures come from."""
-    claim = claims.CLAIMS["r1"]
-    exact = claims.in_fp32(claim)
-    for setting, other in zip(claim.settings, exact.settings):
-        assert vars(setting.args) == vars(other.args) | {"precision": "bf16"}
-        assert claims.replace(other, flags=setting.flags) == setting
-    for measured in claim, exact:
-        row = dict.fromkeys(("step", "seconds", "distance", *claim.columns), 1.0) | {"seed": 42}
-        rows = [row | {"setting": setting.command} for setting in measured.settings]
-        text = claims.table(claim, rows)
-        assert all(f": {setting.command}\n" in text for setting in measured.settings)
-        assert text.count("| 1.000 |") >= len(claim.settings)
-    claims.main(["r1", "--fp32", "--list"])
-    assert (
-        f"python stylegan.py --width 16 --r1-weight 100, {claim.settings[-1].points[-1]:,} steps"
-        in capsys.readouterr().out
-    )
-    claims.main(["minimax", "--fp32", "--table"])
-    assert "python vanilla_gan.py --precision bf16\n" in capsys.readouterr().out
-
-
-def test_claims_show_a_run_that_blows_up(bench, monkeypatch):
-    monkeypatch.setattr(Figure, "savefig", SAVEFIG)
-    setting = claims.Setting("hot", "vanilla_gan", (4, 8), "--batch-size 4 --lr-g 1e30 --lr-d 1e30")
-    (row,) = claims.follow(setting, 42, Path("runs"), 130, "cpu")
-    assert row["step"] == 4
-    assert math.isnan(row["distance"])
-    claim = claims.Claim("It blows up", (setting,))
-    rows = [{"setting": setting.command, "seed": 42} | row]
-    assert "not finite in 1 of 1" in claims.table(claim, rows)
-    claims.plot(claim, rows, Path("runs"), Path("plot.png"))
-    claims.write_rows(Path("rows.csv"), rows)
-    (again,) = claims.read_rows(Path("rows.csv"))
-    assert math.isnan(again.pop("distance"))
-    assert again["step"] == 4
-
-
-def test_claims_arithmetic():
-    assert claims.rank_correlation([1, 2, 3], [10, 20, 21]) == pytest.approx(1)
-    assert claims.rank_correlation([1, 2, 3], [5, 4, -1]) == pytest.approx(-1)
-    # 1 - 6 sum(d^2) / (n (n^2 - 1)), with ranks 1 2 3 4 5 and 1 2 3 5 4
-    assert claims.rank_correlation([1, 2, 3, 4, 5], [5, 6, 7, 9, 8]) == pytest.approx(0.9)
-    assert claims.spread([3.0, 1.0, 2.25]) == "2.250 (1.000 to 3.000)"
-    assert claims.spread([300.0, 100.0, 200.0]) == "200.0 (100.0 to 300.0)"
-    assert claims.spread([10, 9, 10], ".0f") == "10 (9 to 10)"
-    assert claims.spread([0.5, 0.5, 0.5]) == "0.500"
-    distances = [9.0, 5.0, 4.0, 4.0, 2.0, 4.0], [9.0, *[6.0] * 5], [1.0, 3.0, 4.0, 5.0, 7.0, 5.0]
-    row = lambda i, d: {"step": 10 * i, "seconds": 60.0 * i, "distance": d, "d_loss": d / 10}  # noqa: E731
-    runs = [[row(i, d) for i, d in enumerate(run, 1)] for run in distances]
-    assert claims.column("steps", runs) == "60"
-    assert claims.column("minutes", runs) == "6.0"
-    assert claims.column("distance", runs) == "5.000 (4.000 to 6.000)"
-    assert claims.column("range of d_loss", runs) == "0.100 to 0.900"
-    assert claims.column("spread over seeds", runs) == "40%"  # (6 - 4) / 5
-    # (5 - 2) / 4, (6 - 6) / 6, (7 - 3) / 5
-    assert claims.column("spread over the last five", runs) == "75% (0% to 80%)"
-    assert claims.column("largest rise", runs) == "100% (0% to 200%)"  # 2 to 4, none, 1 to 3
-    assert claims.column("distance after 1.4 min", runs) == "not measured"  # 1 and 2 are too far from that
-    assert claims.column("d_loss after 100 min", runs) == "not measured"
-    assert claims.column("distance after 2.1 min", runs) == "5.000 (3.000 to 6.000)"  # the second points
-    assert claims.column("d_loss after 6.6 min", runs) == "0.500 (0.400 to 0.600)"
-    assert claims.column("distance halved", runs) == "never (20 to never)"  # 4 is less than 9 / 2
-    assert claims.column("distance doubled", runs[2:]) == "10"  # 3 is more than 2 * 1
-    assert claims.column("error", [[{"error": 0.5, "a2b_error": None, "distance": 1}]]) == "0.5000"
-    assert claims.column("error", [[{"error": None, "a2b_error": 0.25, "distance": 1}]]) == "0.2500"
-    assert claims.column("step_class", [[{"step_class": 0.25, "distance": 1}]]) == "0.250"
-    assert claims.column("silent", [[{"silent": None, "distance": 1}]]) == ""  # stylegan.py --no-noise
-    for i, run in enumerate(runs):
-        for row in run:
-            row["wasserstein"] = (1, -1, 2)[i] * row["step"]
-    # Two points each: 9, 5 falls and 10, 20 rises; 9, 6 falls and -10, -20, too; both rise.
-    assert claims.column("rank correlation", [run[:2] for run in runs]) == "1.000 (-1.000 to 1.000)"
-    # From point to point, of the third run: the distance 3, 4/3, 5/4 times, the estimate 2, 3/2, 4/3 times.
-    changes = claims.column("rank correlation of changes", [runs[2][:4], runs[2][:4]])
-    assert changes == "1.000"
-    runs[2][3]["distance"] = 40.0  # ratios 3, 4/3 and 10
-    assert claims.column("rank correlation of changes", [runs[2][:4]]) == "-0.500"
-    assert claims.column("first distance", runs) == "9.000 (1.000 to 9.000)"
-    counts = [7, 8, 8, 8, 8, 8], [8, 8, 7, 8, 8, 8], [8, 8, 8, 8, 8, 6]  # the last five count
-    runs = [[{"distance": 1.0, "heaps": 8, "modes": float(n)} for n in run] for run in counts]
-    assert claims.column("all heaps", runs) == "in 1 of 3"
-    assert claims.column("modes", runs) == "8 (6 to 8)"
-    assert claims.column("modes", runs[1:]) == "7 (6 to 8)"
-
-
-def test_claims_count_the_heaps_that_are_lost():
-    """Of 8 heaps 80 fakes reach these two; a heap's fair share is ten of them."""
-    centres = gan_2d.Heaps("ring").centres
-    shares = (10, 70), (4, 76), (1, 79), (0, 80), (0, 80), (5, 75), (0, 0)
-    fakes = [torch.cat([centres[:1].repeat(n, 1), centres[3:4].repeat(m, 1)]) for n, m in shares[:-1]]
-    fakes.append(torch.full((80, 2), 99.0))
-    values = dict.fromkeys(gan_2d.DISTANCES, 0.5)
-    table = [[2 * i, *(values | {"modes": 7.0, "sliced": i}).values()] for i in range(1, 8)]
-    history = torch.arange(14.0)[:, None].expand(-1, len(gan_2d.METRICS))
-    checkpoint = {"distances": torch.tensor(table), "history": history, "settings": {"dataset": "ring"}}
-    rows = list(claims.own_figures(gan_2d, checkpoint, fakes, 0.5))
-    # A tenth of the fair share is one fake: the first heap is lost with none, once, held again with five.
-    assert [row["lost"] for row in rows] == [0, 0, 0, 1, 1, 1, 3]
-    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12, 14]
-    assert [row["seconds"] for row in rows] == [row["distance"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
-    assert [row["gradient"] for row in rows] == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5]  # means of two steps
-    assert {(row["heaps"], row["poorest"], row["modes"]) for row in rows} == {(8, 0, 7)}
-    apart = (centres[0] - centres[3]).norm().item() / 80
-    assert math.isnan(rows[0]["moved"])
-    assert rows[1]["moved"] == pytest.approx(6 * apart)
-    assert rows[3]["moved"] == pytest.approx((6 + 3 + 1) / 3 * apart)
-    even = [centres.repeat(10, 1)] * 2
-    assert [row["poorest"] for row in claims.own_figures(gan_2d, checkpoint, even, 1.0)] == [1, 1]
-
-
-@pytest.mark.slow
-def test_claims_follow_the_game_in_the_plane(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    flags = "--points 64 --batch-size 16"
-    setting = claims.Setting("short", "gan_2d", (4, 12), flags)
-    monkeypatch.setattr(
-        claims, "CLAIMS", {"plane": claims.Claim("Short", (setting,), claims.GAMES, seeds=(42, 43))}
-    )
-    claims.main(["plane", "--device", "cpu", "--jobs", "1"])  # without a classifier, or any data
-    rows = claims.read_rows(Path("results/plane.csv"))
-    assert [(row["seed"], row["step"]) for row in rows] == [(42, 4), (42, 12), (43, 4), (43, 12)]
-    gan_2d.main([*flags.split(), "--seed", "43", "--max-steps", "12", "--out-dir", "whole"])
-    whole, where = read("whole/checkpoint.pt"), claims.picture(setting.folder(Path("runs/claims"), 43), 12)
-    assert_same_run(setting.folder(Path("runs/claims"), 43) / "checkpoint.pt", "whole/checkpoint.pt")
-    for row, measured, part in zip(rows[2:], whole["distances"][::2], (slice(4), slice(8, 12))):
-        named = dict(zip(gan_2d.DISTANCES, measured[1:].tolist()))
-        named |= dict(zip(gan_2d.METRICS, whole["history"][part].mean(0).tolist()))
-        named["distance"] = named.pop("sliced")
-        assert {name: row[name] for name in named} == pytest.approx(named, rel=1e-4)
-    last, drawn = (np.array(Image.open(path)) for path in ("whole/samples/epoch_0003.png", where))
-    assert np.array_equal(last, drawn)
-    # Of ten runs the plot shows the median, and half of them in a band.
-    claim, figures = claims.Claim("Ten", (setting,), curve="modes"), []
-    ten = [rows[i] | {"seed": seed, "modes": modes} for seed, modes in enumerate(range(10)) for i in (0, 1)]
-    with monkeypatch.context() as patch:
-        patch.setattr(claims.Setting, "folder", lambda self, home, seed: Path("runs/claims/short/seed-42"))
-        patch.setattr(claims, "picture", lambda folder, step: Path("whole/samples/epoch_0003.png"))
-        patch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
-        claims.plot(claim, ten, Path("runs/claims"), None)
-    (line,), (band,) = figures[0].axes[0].lines, figures[0].axes[0].collections
-    assert (list(line.get_xdata()), list(line.get_ydata())) == ([4, 12], [4.5, 4.5])
-    assert band.get_paths()[0].get_extents().intervaly.tolist() == [1.75, 7.25]
-
-
-def test_claims_find_what_a_translation_hides():
-    """A smuggler adds a digit's pixels, faintly, to its mosaic; an honest G_BA draws the mosaic alone."""
-    b = torch.where(torch.rand(1200, 1, 32, 32) < 0.5, 0, 255).byte()
-
-    def measured(write, task="mosaic"):
-        networks = {"ba": write, "ab": lambda x: 255 * (x.float() > x.float().mean((2, 3), True)).byte()}
-        faked = {"build": lambda args: networks, "load_checkpoint": lambda *args, **parts: None}
-        faked |= {"read_domains": lambda args: (None, (None, b), None)}
-        faked |= {"parse_args": lambda argv: types.SimpleNamespace(seed=42, task=task)}
-        with mock.patch.multiple(cyclegan, **faked, translate=lambda network, images, args: network(images)):
-            return claims.hidden(cyclegan, Path("checkpoint.pt"), "cpu")
-
-    hides = measured(lambda images: 127 + (images > 127).byte())
-    fewer = sum(math.comb(16, k) * min(k, 16 - k) for k in range(17)) / 2**16 / 16  # of the pixels of a block
-    assert hides["removed"] == pytest.approx(fewer / 255, rel=0.02)  # move by one grey level
-    assert hides["b2a2b_plain"] > 0.3  # it was 0
-    assert hides["b2a2b_swapped"] > hides["b2a2b_plain"] + 0.03  # another's pixels
-    pattern = 2 * (torch.arange(32) % 2).byte()  # the same in all
-    patterned = lambda images: cyclegan.draw("mosaic", images).clamp(max=200) + pattern  # noqa: E731
-    made = patterned(b[:1000]).float()
-    wrong = ((made > made.mean((2, 3), True)) != (b[:1000] > 127)).float().mean().item()
-    assert measured(patterned)["b2a2b_swapped"] == pytest.approx(wrong)  # nothing is lost
-    shows = measured(lambda images: cyclegan.draw("mosaic", images))
-    mosaic = cyclegan.draw("mosaic", b[:1000]).float()
-    expected = ((mosaic > mosaic.mean((2, 3), True)) != (b[:1000] > 127)).float().mean().item()
-    same = pytest.approx(expected)
-    assert shows == {"removed": 0, "b2a2b_plain": same, "b2a2b_swapped": same}
-    assert measured(None, "outline") == {}
-
-
-@pytest.fixture
-def styled():
-    """An untrained generator of stylegan.py, and a classifier of digits that is just as untrained."""
-    torch.manual_seed(0)
-    generator = stylegan.Generator(width=8, latent_dim=16).eval()
-    return generator, fid.Classifier().eval()
-
-
-@pytest.mark.slow
-def test_claims_measure_how_straight_the_spaces_of_styles_are(styled):
-    """With no mapping, W is the sphere of Z; classes that are linear in w are told from w, and not from z."""
-    generator, network = styled
-    w = generator.mapping(torch.randn(5000, 16))
-    bare = stylegan.Generator(width=8, latent_dim=16, mapping_layers=0).eval()
-    found = claims.entanglement(stylegan, bare, network, 400, 600)
-    assert found["skill_z"] == pytest.approx(found["skill_w"], abs=0.01)  # the same directions
-    assert min(found["straight_z"], found["straight_w"]) > 1  # no way is shorter than the straight one
-
-    class Told(nn.Module):
-        """Sees which of the first three components of w is the largest, in images that show w."""
-
-        layers = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 4))
-        prepare = fid.Classifier.prepare
-
-        def forward(self, x):
-            return None, x[:, 0, 0, :3]
-
-    scale = 4 * w.std(0)[:3]
-
-    class Shows(nn.Module):
-        def forward(self, ws):
-            images = torch.zeros(len(ws), 1, 32, 32, dtype=ws.dtype)
-            images[:, 0, 2, 2:5] = (ws[:, 0, :3] - w.mean(0)[:3].to(ws)) / scale.to(ws)
-            return images if images.dtype == torch.float64 else images.clamp(-1, 1)  # to be linear for paths
-
-    generator.synthesis = Shows()
-    generator.spread = lambda w: w[:, None]
-    # One great feature beside the others, so that scaling them all to length 1 is linear.
-    with torch.no_grad():
-        Told.layers[1].weight[3], Told.layers[1].bias[3] = 0, 1e4
-    found = claims.entanglement(stylegan, generator, Told(), 50, 2000)
-    assert found["skill_w"] > 0.8
-    assert found["skill_w"] > found["skill_z"] + 0.03
-    # These images are linear in w: the mean of |w2 - w1|^2 is all that a line can have.
-    assert found["straight_w"] == pytest.approx(1, abs=1e-3)
-    assert found["straight_z"] > 1.1
-    ratio = found["straight_z"] / found["straight_w"]
-    assert found["length_z"] / found["length_w"] == pytest.approx(ratio, rel=0.2)
-    Told.forward = lambda self, x: (None, torch.tensor([[1.0, 0.0]]).expand(len(x), -1))
-    found = claims.entanglement(stylegan, generator, Told(), 50, 200)
-    assert math.isnan(found["skill_w"])  # there is one class
-
-
-@pytest.mark.slow
-def test_claims_measure_what_a_resolution_decides(styled):
-    """Here the styles at 4 decide the brightness, those at 8 and 16 the slant by halves, at 32 the grain."""
-    generator, network = styled
-    sides = [layer.noise.shape[-1] for layer in generator.synthesis.layers]
-
-    class Draws(nn.Module):
-        layers = generator.synthesis.layers
-
-        def forward(self, ws):
-            by = {side: torch.tanh(4 * ws[:, sides.index(side), 0]) for side in (4, 8, 16, 32)}
-            lean = (by[8] + by[16])[:, None, None]
-            y, x = torch.meshgrid(torch.arange(32.0) - 15.5, torch.arange(32.0) - 15.5, indexing="ij")
-            bar = ((x - lean * y / 4).abs() < 4) & (y.abs() < 8)
-            checks = 1 + 0.2 * (1 + by[32])[:, None, None] * (1 - 2 * ((x + y) % 2))
-            return (bar * checks * (1.5 + by[4][:, None, None]) * 0.5 - 1)[:, None]
-
-    class Grained(Draws):
-        """A bright block in a corner, whose grain is set by the styles at 16."""
-
-        def forward(self, ws):
-            y, x = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
-            checks = 1 + 0.4 * torch.tanh(4 * ws[:, sides.index(16), 0, None, None]) * (1 - 2 * ((x + y) % 2))
-            return ((x < 20) * (y < 20) * checks * 0.6 * 2 - 1)[:, None]
-
-    generator.synthesis = Draws()
-    found = claims.influence(stylegan, generator, network, ["class"], 200)
-    told = {f"{kind}_class_{side}" for kind in ("kept", "alike") for side in (4, 8, 16)}
-    shown = {f"{name}_{side}" for name in claims.STYLED for side in (4, 8, 16)}
-    assert {*found} == told | shown | {"class_pairs", "chance_class"}
-    assert found["inside_4"] > 0.8
-    assert found["shape_4"] < 0.1
-    assert 0.2 < found["shape_8"] < 0.9
-    assert found["shape_16"] == 1  # all that there is
-    assert 0.1 < found["grain_4"] < 0.8  # brighter checks differ more
-    assert found["inside_8"] == pytest.approx(found["inside_16"], abs=0.1)
-    # Of two silhouettes, what only one has over what either has.
-    stylegan.reseed("influence")
-    styles = generator.mapping(torch.randn(400, 16))
-    first, second = (generator.spread(part) for part in styles.chunk(2))
-    mixture = torch.where(torch.tensor([side <= 8 for side in sides])[:, None], second, first)
-    with torch.no_grad():
-        images = [
-            generator.synthesis(ws)[:, 0, 2:-2, 2:-2].add(1).mul(127.5).round()
-            for ws in (first, second, mixture)
-        ]
-    masks = [image > 0.2 * image.amax((1, 2), keepdim=True) for image in images]
-    apart = [((masks[0] ^ m).sum((1, 2)) / (masks[0] | m).sum((1, 2))).mean().item() for m in masks[1:]]
-    rest = ((masks[1] ^ masks[2]).sum((1, 2)) / (masks[1] | masks[2]).sum((1, 2))).mean().item()
-    assert found["shape_8"] == pytest.approx((1 + (apart[1] - rest) / apart[0]) / 2, rel=1e-3)
-
-    generator.synthesis = Grained()
-    found = claims.influence(stylegan, generator, network, ["class"], 200)
-    assert [found[f"grain_{side}"] for side in (4, 8, 16)] == [0, 0, 1]
-
-    class Strange(Grained):
-        """A mixture is as far from both of its images: dark where they are grey or light."""
-
-        def forward(self, ws):
-            mixed = (ws != ws[:, :1]).any(2).any(1)[:, None, None, None]
-            first = super().forward(ws) * 0 + (ws[:, :1, :1, None] > 0) * 0.2
-            return torch.where(mixed, torch.full_like(first, -0.5), first)
-
-    generator.synthesis = Strange()
-    found = claims.influence(stylegan, generator, network, ["class"], 400)
-    assert [found[f"inside_{side}"] for side in (4, 8, 16)] == pytest.approx([0.5] * 3, abs=0.05)
-    heights = iter((14, 20, 14, 14, 14))  # flat up to three borders: none of them has any grain
-
-    def prepare(images):
-        light = torch.zeros(len(images), 1, 28, 28)
-        light[..., : next(heights), :] = 1
-        return light
-
-    network.prepare = prepare
-    found = claims.influence(stylegan, generator, network, ["class"], 20)
-    assert math.isnan(found["grain_16"])
-    assert found["shape_16"] == 0
-    del network.prepare
-
-    class Dark(Draws):
-        def forward(self, ws):
-            return super().forward(ws) * 0 - 1
-
-    generator.synthesis = Dark()
-    found = claims.influence(stylegan, generator, network, ["class"], 20)
-    assert found.pop("class_pairs") == 0  # all images are the same
-    assert {found.pop(f"alike_class_{side}") for side in (4, 8, 16)} == {1}
-    assert all(map(math.isnan, found.values()))
-
-    class Halves(Draws):
-        """Hair is told by the styles at 4, skin by those at 16; a fourth of the pairs differ in neither."""
-
-        def forward(self, ws):
-            hair, skin = (ws[:, sides.index(side), 0] > 0 for side in (4, 16))
-            images = torch.full((len(ws), 1, 32, 32), -1.0)
-            images[:, 0, 2, 2], images[:, 0, 2, 3] = hair * 2.0 - 1, skin * 2.0 - 1
-            return images
-
-    class Sees(fid.Classifier):
-        classes = (2, 2)
-
-        def forward(self, x):
-            return None, torch.stack(
-                [0.5 - x[:, 0, 0, 0], x[:, 0, 0, 0], 0.5 - x[:, 0, 0, 1], x[:, 0, 0, 1]], 1
-            )
-
-    generator.synthesis = Halves()
-    found = claims.influence(stylegan, generator, Sees(), ["hair", "skin"], 50)
-    assert 10 < found.pop("hair_pairs") < 40 > found.pop("skin_pairs") > 10
-    for side in (4, 8, 16):
-        assert found[f"hair_{side}"] == found[f"alike_hair_{side}"] == 1 - found[f"kept_hair_{side}"] == 1
-        assert found[f"skin_{side}"] == found[f"alike_skin_{side}"] * (side == 16) == (side == 16)
-        assert found[f"kept_skin_{side}"] == 1 - found[f"skin_{side}"]
-    assert 0 < found["chance_hair"] < 1
-
-
-def test_claims_measure_how_far_a_mapping_has_moved(tmp_path, small_data):
-    flags, found = "--device cpu --batch-size 4 --width 8 --latent-dim 16 --max-steps 2".split(), []
-    for number, change in enumerate((contextlib.nullcontext, claims.frozen_mapping)):
-        with change(stylegan):
-            stylegan.main([*flags, "--data-dir", str(small_data), "--out-dir", str(tmp_path / f"{number}")])
-        checkpoint = tmp_path / f"{number}" / "checkpoint.pt"
-        generator = claims.averaged(stylegan, checkpoint, "cpu")
-        found.append(claims.moved(stylegan, generator, checkpoint))
-    assert found[0]["moved"] > 0 == found[1]["moved"]
-    assert found[0]["bent"] > 1e-15 > found[1]["bent"]
-
-    class Changed(nn.Module):
-        """What `change` makes of w."""
-
-        def __init__(self, mapping, change):
-            super().__init__()
-            self.mapping, self.change = mapping, change
-
-        def forward(self, z):
-            return self.change(self.mapping(z))
-
-    mapping, matrix = generator.mapping, torch.randn(16, 16)
-    generator.mapping = Changed(mapping, lambda w: 1e3 + w @ matrix)  # far away, but by an affine map
-    shifted = claims.moved(stylegan, generator, checkpoint)
-    assert shifted["moved"] > 1e5
-    assert shifted["bent"] < 1e-6
-    generator.mapping = Changed(mapping, torch.square)
-    assert claims.moved(stylegan, generator, checkpoint)["bent"] > 0.05
-
-
-def test_claims_compare_mixtures_with_what_was_mixed(monkeypatch):
-    """Distances of Gaussians that are shifted by 3 and 4."""
-    torch.manual_seed(0)
-    points = torch.randn(4000, 2, dtype=torch.float64)
-
-    class Stats:
-        def __init__(self, features):
-            self.mu, self.sigma, self.logits = features.mean(0), features.T.cov(), features
-
-    class Judging:
-        reference = Stats(points)
-        measure = staticmethod(lambda name, features: Stats(features))
-
-    own, mixtures = points + torch.tensor([3, 0]), points + torch.tensor([3, 4])
-    found = claims.exchanged(Judging, own, mixtures)
-    assert found["distance of mixed"] == pytest.approx(25)
-    assert found["mixed from own"] == pytest.approx(16, rel=0.05)  # of halves, which differ by chance
-    assert 0 < found["own from own"] < 0.05
-    assert found["confidence of mixed"] == pytest.approx(mixtures.softmax(1).amax(1).mean().item())
-
-
-def test_claims_measure_what_noise_changes():
-    """Noise of 4x4 inverts a tenth of the images, that of 8x8 lays a chequered pattern over all."""
-    pattern = torch.ones(8, 8)
-    pattern[::2, ::2] = pattern[1::2, 1::2] = -1
-
-    class Layer(nn.Module):
-        def __init__(self, side):
-            super().__init__()
-            self.register_buffer("noise", torch.zeros(1, 1, side, side))
-
-    class Synthesis(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.ModuleList([Layer(4), Layer(4), Layer(8)])
-
-        def forward(self, ws):
-            assert not self.training  # else images would leave [-1, 1]
-            assert ws.shape[1:] == (3, 1)
-            x, flip = ws[:, :1, :, None].expand(-1, 1, 8, 8), torch.ones(len(ws), 1, 1, 1)
-            flip[:25] = -1 if self.layers[0].training and self.layers[1].training else 1
-            return flip * x + 0.05 * pattern * self.layers[2].training
-
-    class Generator:
-        latent_dim, w_avg, synthesis = 1, torch.zeros(1), Synthesis()  # in training mode
-        mapping = staticmethod(lambda z: z.sign() * torch.where(z.abs() > 0.7, 0.3, 0.1))
-        spread = staticmethod(lambda w: w[:, None].expand(-1, 3, 1))
-
-    class Network:  # is sure of the light at 0.3, not at 0.1, and never of the hue
-        prepare, classes = staticmethod(lambda images: images.float() / 127.5 - 1), [2, 3]
-        __call__ = staticmethod(
-            lambda x: (None, torch.stack([16 * x.mean((1, 2, 3)), *torch.zeros(4, len(x))], 1))
-        )
-
-    found = claims.under_noise(stylegan, Generator(), Network(), ["light", "hue"], 500)
-    assert not any(module.training for module in Generator.synthesis.modules())
-    stylegan.reseed("noise")
-    w = Generator.mapping(torch.randn(500, 1))[:, 0].double()
-    first = torch.arange(500) % 250 < 25
-    whole, turned = (w - w.roll(1)).abs().mean(), 2 * w.abs() * first
-    noisy = torch.where(first, 2 * w.abs(), 0.05).mean()
-    way = noisy / whole  # of the way to the other w
-    step = way * (w.roll(1) - w)
-    expected = {
-        "noise_pixels_4": turned.mean() / whole,
-        "noise_pixels_8": 0.05 / whole,
-        "noise_pixels": noisy / whole,
-        "noise_coarse": turned.square().mean() / (turned.square().mean() + 0.0025),
-        "noise_light": 0.1,
-        "noise_sure_light": first[w.abs() > 0.2].double().mean(),
-        "step_pixels": noisy / whole,
-        "step_coarse": 1.0,
-        "step_light": (w.sign() != (w + step).sign()).double().mean(),
-        "step_sure_light": 0.0,
-        "speckle_pixels": noisy / whole,
-        "speckle_coarse": 1 / 16,
-        "speckle_light": 0.0,
-        "speckle_sure_light": 0.0,
-        "sure_light": (w.abs() > 0.2).double().mean(),
-        "sure_hue": 0.0,
-        **{f"{what}_hue": 0.0 for what in ("noise", "step", "speckle")},
-        **{f"{what}_sure_hue": math.nan for what in ("noise", "step", "speckle")},
-    }
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        close = 0.3 if name == "speckle_coarse" else 0.03  # of some 200 blocks
-        assert found[name] == pytest.approx(float(value), rel=close, nan_ok=True), name
-    assert 0.1 < way < 0.4
-    assert found["step_light"] > 0.05  # a small bright image next to a large dark one
-
-
-@pytest.mark.slow
-def test_claims_follow_a_run_with_noise_and_one_without(bench, monkeypatch):
-    """What noise does is measured at the end, in eval mode whatever was measured before; if there is any."""
-    for name in ("entanglement", "influence"):  # these take longer
-        monkeypatch.setattr(claims, name, lambda *args: {})
-    monkeypatch.setattr(claims, "under_noise", functools.partial(claims.under_noise, count=300))
-    flags = "--batch-size 4 --width 8 --latent-dim 16 --lr-g 0.1"  # so that strengths leave 0
-    setting = claims.Setting("short", "stylegan", (1, 2), flags)
-    first, last = claims.follow(setting, 42, Path("runs"), 130, "cpu")
-    assert "noise_pixels" not in first
-    generator = claims.averaged(stylegan, setting.folder(Path("runs"), 42) / "checkpoint.pt", "cpu")
-    network, _ = fid.load_classifier("mnist", "data", "cpu")
-    expected = claims.under_noise(stylegan, generator, network, ["class"])
-    assert {name: last[name] for name in expected} == pytest.approx(expected, nan_ok=True)
-    assert last["noise_pixels"] > 0
-    voices = claims.voices(stylegan, generator, 130)
-    judge = claims.Judge("mnist", voices["fixed"], "cpu")
-    for voice, images in voices.items():
-        assert last[voice] == pytest.approx(judge(images, None)["distance"])
-    bare = claims.replace(setting, flags=f"{flags} --no-noise")
-    last = claims.follow(bare, 42, Path("runs"), 130, "cpu")[-1]
-    assert last["step"] == 2
-    assert not {*expected, *voices} & {*last}
-
-
-@pytest.mark.slow
-def test_claims_draw_images_with_and_without_noise(styled):
-    """Silent ones are those of a generator that was built without noise; the original keeps its own."""
-    generator = copy.deepcopy(styled[0])
-    for layer in generator.synthesis.layers:
-        layer.strength.data += 1
-    found = claims.voices(stylegan, generator, 300)
-    bare = stylegan.Generator(width=8, latent_dim=16, noise=False)
-    bare.load_state_dict({k: v for k, v in generator.state_dict().items() if "strength" not in k})
-    stylegan.reseed("voices")
-    z = torch.randn(300, 16)
-    assert found["silent"].equal(stylegan.sample(bare, z))
-    assert found["fixed"].equal(stylegan.sample(generator, z))
-    assert not found["fresh"][:250].equal(found["fixed"][:250])
-    same = claims.renoised(generator, generator.spread(generator.mapping(z[:1].expand(9, -1))))
-    assert len(same.flatten(1).unique(dim=0)) == 9  # each has its own
-
-
-@pytest.mark.slow
-def test_claims_show_what_noise_changes_in_a_face(styled, monkeypatch, tmp_path):
-    """A row for each figure and each attribute; below each other three faces, with new noise in columns."""
-    generator, names, asked = copy.deepcopy(styled[0]), claims.attributes("faces"), []
-    generator.synthesis.layers[-1].strength.data += 0.5
-    generator.synthesis.to_rgb.weight.data /= 10  # else most pixels are black or white
-
-    def under_noise(script, generator, network, names, count):
-        asked.append((generator.latent_dim, generator.synthesis.layers[-1].noise.shape[-1], count))
-        found = {f"noise_pixels_{2**k}": k for k in range(2, 7)}
-        for i, key in enumerate(("pixels", "coarse", *names)):
-            found |= {f"noise_{key}": 10 + i, f"step_{key}": 30 + i, f"speckle_{key}": 50 + i}
-        found |= {f"{what}_sure_{name}": what for name in names for what in ("noise", "step", "speckle")}
-        return found | {f"sure_{name}": 0.5 for name in names}
-
-    monkeypatch.setattr(claims, "PLOTS", tmp_path)
-    monkeypatch.setattr(claims, "under_noise", under_noise)
-    monkeypatch.setattr(fid, "load_classifier", lambda *args: (torch.nn.Identity(), "told"))
-    rows = {row["figure"]: [*row.values()][1:] for row in claims.noise("cpu")}
-    assert asked == [(128, 64, 2000)]
-    assert [*rows] == ["pixels", *(f"pixels_{2**k}" for k in range(2, 7)), "coarse", *names]
-    assert rows["pixels"] == [10, 30, 50, *[""] * 4]
-    assert rows["pixels_8"] == [3, *[""] * 6]
-    assert rows["gender"] == [12, 32, 52, 0.5, "noise", "step", "speckle"]
-    assert (tmp_path / "noise.png").is_file()
-
-    claims.draw_noise(stylegan, generator, tmp_path / "some.png")
-    picture = np.array(Image.open(tmp_path / "some.png"))[::2, ::2, 0]  # each pixel is there twice, both ways
-    cells = [[picture[2 + 34 * y :][:32, 2 + 34 * x :][:, :32] for x in range(6)] for y in range(3)]
-    stylegan.reseed("noise")
-    w = generator.mapping(torch.randn(3, 16))
-    for row, image in zip(cells, stylegan.sample(generator.synthesis, generator.spread(w))[:, 0].numpy()):
-        assert (row[0] == image).all()
-        fresh = np.stack(row[1:5]).astype(float)
-        assert (fresh.std(0) > 0).mean() > 0.9
-        apart = np.mean([np.abs(one - two).mean() for i, one in enumerate(fresh) for two in fresh[:i]])
-        assert apart == pytest.approx(2 / math.pi**0.5 * row[5].mean() / 8, rel=0.1)  # as Gaussians are
-
-
-def test_claims_measure_truncation(bench, monkeypatch):
-    """A row for each psi, of what --generate --truncation makes; precisions count each class once."""
-    flags = "--batch-size 4 --width 8 --latent-dim 16"
-    setting = claims.Setting("short", "stylegan", (2,), flags)
-    full = claims.CLAIMS["stylegan"]
-    monkeypatch.setitem(claims.CLAIMS, "stylegan", claims.replace(full, settings=(setting,)))
-    monkeypatch.setattr(claims, "SAMPLES", 32)
-    with pytest.raises(
-        SystemExit, match="no run of stylegan.py to measure; first: python claims.py stylegan"
-    ):
-        next(claims.truncation("cpu"))
-    argv = [*flags.split(), "--max-steps", "2", "--device", "cpu"]
-    stylegan.main([*argv, "--out-dir", str(setting.folder(claims.RUNS, 42))])
-    longer = claims.replace(setting, points=(3,))
-    with monkeypatch.context() as patch:
-        patch.setitem(claims.CLAIMS, "stylegan", claims.replace(full, settings=(longer,)))
-        with pytest.raises(SystemExit, match="first: python claims.py stylegan"):
-            next(claims.truncation("cpu"))  # that run has not come so far
-    asked, original = [], claims.generated
-
-    def generated(script, checkpoint, count, device, psi):
-        asked.append(psi)
-        images, labels = original(script, checkpoint, count, device, psi)
-        # Three fourths are test images, the rest is noise: another class, which is never precise.
-        real = fid.open_dataset("mnist", "data", train=False).data[:, None]
-        images[:24, :, 2:-2, 2:-2], images[24:] = real, torch.randint(0, 256, images[24:].shape)
-        return images, labels
-
-    class Told(fid.Classifier):
-        def forward(self, x):
-            features = x.flatten(1)[:, ::6][:, :128]
-            return features, nn.functional.one_hot((x.mean((1, 2, 3)) > 0.3).long(), 10).float() * 9
-
-    monkeypatch.setattr(claims, "generated", generated)
-    monkeypatch.setattr(fid, "load_classifier", lambda *args: (Told(), "told"))
-    rows = [*claims.truncation("cpu")]
-    assert [row["psi"] for row in rows] == asked == [*claims.PSI]
-    for row in rows:
-        assert row["precision"] == pytest.approx(0.75)
-        assert row["even precision"] == pytest.approx(0.5)
-        assert row["classes"] == 2
-
-
-def test_claims_compare_what_came_with_what_was_asked(monkeypatch):
-    """A row for each garment, of images that say what they are in one pixel, and vary in another."""
-
-    class Sees(nn.Module):
-        prepare = staticmethod(lambda images: images)
-
-        def forward(self, images):
-            return None, nn.functional.one_hot(images[:, 0, 0, 0].long(), 10).float()
-
-    def drawn(classes, scale):
-        images = torch.zeros(len(classes), 1, 28, 28, dtype=torch.uint8)
-        images[:, 0, 0, 0] = classes
-        images[::2, 0, 5, 5] = scale
-        return images
-
-    asked = torch.arange(10).repeat_interleave(8)
-    came, truth = asked.clone(), torch.arange(10).repeat_interleave(4)
-    came[48:52] = 0  # half of the shirts came as T-shirts, ...
-    came[52] = 2  # ... and one as a pullover
-    seen = truth.clone()
-    seen[20] = 7  # one real sandal of four looks like a sneaker
-
-    def last_checkpoint(name):
-        assert name == "garments"
-        return cgan, "a run"
-
-    def generated(script, checkpoint, count, device):
-        assert (script, checkpoint, count) == (cgan, "a run", 10_000)
-        return drawn(came, 30), asked
-
-    monkeypatch.setattr(claims, "last_checkpoint", last_checkpoint)
-    monkeypatch.setattr(claims, "generated", generated)
-    monkeypatch.setattr(fid, "load_classifier", lambda *args: (Sees(), "told"))
-    monkeypatch.setattr(fid, "images_and_labels", lambda *args, train: (drawn(seen, 60), truth))
-    rows = [*claims.garments("cpu")]
-    assert [row["garment"] for row in rows][:2] == ["T-shirt/top", "Trouser"]
-    assert [row["asked"] for row in rows] == pytest.approx([1] * 6 + [0.375] + [1] * 3)
-    assert [row["real"] for row in rows] == pytest.approx([1] * 5 + [0.75] + [1] * 4)
-    assert rows[6]["garment"] == "Shirt"
-    assert rows[6]["confused"] == "T-shirt/top, 0.500"
-    assert rows[1]["diversity"] == pytest.approx(0.5)
-
-
-def test_claims_tell_which_styles_bring_an_attribute(monkeypatch):
-    """A row for each attribute, of the faces of pretrained/stylegan.pt."""
-    names, asked = claims.attributes("faces"), []
-    assert [names[0], names[4], len(names)] == ["gender", "hair", 11]
-    labels = torch.arange(22).reshape(2, 11) % 3
-
-    class Sees(nn.Module):
-        classes = [3] * 11
-        prepare = staticmethod(lambda images: images)
-
-        def forward(self, images):
-            logits = nn.functional.one_hot(labels, 3).float()
-            logits[1, 4] = logits[1, 4].roll(1)  # wrong about one head of hair
-            return None, logits.flatten(1)[images[:, 0, 0, 0].long()]
-
-    def influence(script, generator, network, names, pairs):
-        asked.append((generator.latent_dim, pairs))
-        found = {}
-        for i, name in enumerate(names):
-            found |= {f"{name}_pairs": i, f"chance_{name}": i / 20}
-            for side in (4, 8, 16, 32):
-                found |= {f"{name}_{side}": i / 10, f"kept_{name}_{side}": side / 100}
-                found[f"alike_{name}_{side}"] = 1 - side / 64
-        return found
-
-    images = torch.arange(2.0)[:, None, None, None].expand(2, 3, 64, 64)
-    monkeypatch.setattr(fid, "load_classifier", lambda *args: (Sees(), "told"))
-    monkeypatch.setattr(fid, "images_and_labels", lambda name, folder, train: (images, labels))
-    monkeypatch.setattr(claims, "influence", influence)
-    rows = [*claims.styles("cpu")]
-    assert asked == [(128, 3000)]
-    assert [row["attribute"] for row in rows] == names
-    expected = {"attribute": "hair", "pairs": 4, "chance": 0.2, "alike": 0.5, "wrong": 0.5}
-    assert rows[4] == expected | {f"{side}x{side}": f"0.40, {side / 100:.2f}" for side in (4, 8, 16, 32)}
-    assert rows[3]["attribute"] == "hair_colour"
-    assert rows[3]["wrong"] == 0
-
-
-@pytest.mark.slow
-def test_claims_mix_three_styles(styled):
-    generator, _ = styled
-    seen = []
-    generator.synthesis.register_forward_hook(lambda module, inputs, out: seen.append(inputs[0]))
-    assert claims.mixed(stylegan, generator, 300).shape == (300, 1, 32, 32)
-    ws = torch.cat(seen)
-    changes = (ws.diff(dim=1) != 0).any(2).sum(1)
-    assert set(changes.tolist()) == {2}
-    assert len(ws.flatten(0, 1).unique(dim=0)) > 600
-    assert not (ws[:, :1] == ws[:, 1:2]).all()
-
-
-class Numbered:
-    """Stands in for MNIST: all pixels of an image are its number, and its class is that, too, modulo ten."""
-
-    def __init__(self, count):
-        self.targets = torch.arange(count) % 10
-        self.data = torch.arange(1, count + 1).to(torch.uint8)[:, None, None].expand(-1, 28, 28).clone()
-
-
-def test_claims_put_halves_together():
-    images = Numbered(50).data[:, None].float()
-    first, second = [*range(1, 51)], [50, *range(1, 50)]
-    for black, above, below in ((10, 9, 19), (4, 12, 16)):
-        true = claims.halves(images, black)
-        mixed = claims.halves(images, black, torch.arange(50).roll(1))
-        for y in range(28):
-            seen = [some[:, 0, y].unique(dim=1).flatten().tolist() for some in (true, mixed)]
-            blank = [1.0] * 50  # the least of all pixels
-            assert seen == ([first, first] if y < above else [blank, blank] if y < below else [first, second])
-    assert images.unique().tolist() == first  # and the images are as they were
-    torch.manual_seed(0)
-    classes = torch.randint(0, 10, (5000,))
-    for alike, share in ((False, 0.1), (True, 1)):
-        order = claims.partners(classes, alike)
-        assert torch.equal(order.sort().values, torch.arange(5000))
-        assert (classes[order] == classes).float().mean().item() == pytest.approx(share, abs=0.02)
-        assert (order == torch.arange(5000)).sum() < 30  # few keep their own
-
-
-def test_claims_build_what_they_compare():
-    grids = {name: [] for name in (claims.TWO, claims.THREE, claims.BLIND)}
-    for form, sizes in grids.items():
-        torch.manual_seed(0)
-        network = claims.build_second(dcgan_mnist, form)
-        sizes += [layer.kernel_size[0] for layer in network.layers if isinstance(layer, nn.Conv2d)]
-        assert network(torch.zeros(2, 1, 28, 28)).shape == (2, 1)
-    assert [*grids.values()] == [[4, 4], [4, 4, 4], [4, 4, 1]]
-    with claims.third_of_1x1(dcgan_mnist):
-        blind = dcgan_mnist.Discriminator(8).eval()
-    images = torch.rand(1, 1, 28, 28, requires_grad=True)
-    maps = blind.layers[:-2](images)
-    (gradient,) = torch.autograd.grad(maps[0, :, 3, 3].sum(), images)
-    assert maps.shape == (1, 32, 7, 7)
-    assert (gradient[0, 0] != 0).any(0).sum() == (gradient[0, 0] != 0).any(1).sum() == 10
-    assert blind(images).shape == (1, 1)
-    assert isinstance(claims.build_second(wgan_gp, claims.THREE), wgan_gp.Critic)
-    assert isinstance(claims.build_second(vanilla_gan, "fully connected"), vanilla_gan.Discriminator)
-
-
-def test_claims_measure_sight(tmp_path, monkeypatch):
-    """A network that compares the halves is right, but where chance gave an image its own lower half."""
-    told, forms = [], []
-
-    class Comparing(nn.Module):
-        def __init__(self, script, form):
-            super().__init__()
-            forms.append((script.SCRIPT, form))
-            self.bias, self.name = nn.Parameter(torch.zeros(1)), script.SCRIPT
-
-        def forward(self, images, classes=None):
-            told.extend([self.name] * (classes is not None))
-            if classes is not None:
-                assert torch.equal(((images[:, 0, 0, 0] + 1) * 127.5).round() % 10, (classes + 1) % 10)
-            same = images[:, 0, 0, 0] == images[:, 0, 27, 27]
-            return (torch.where(same, 2.0, -1.0) + 0 * self.bias)[:, None]
-
-    monkeypatch.setattr(claims, "build_second", Comparing)
-    monkeypatch.setattr(claims, "PLOTS", tmp_path / "new")
-    monkeypatch.setattr(fid, "open_dataset", lambda name, folder, train: Numbered(200))
-    rows = [*claims.sight("cpu", 1)]
-    assert forms == [(name, form) for name, form, *_ in claims.SIGHT]
-    for row, (name, form, black, alike) in zip(rows, claims.SIGHT):
-        assert [row["script"], row["network"], row["black rows"]] == [f"{name}.py", form, black]
-        assert row["lower half of"] == ("the same class" if alike else "any digit")
-        assert row["accuracy"] > (0.9 if alike else 0.97)
-        own = 2 * (1 - row["accuracy"])  # the share of mixed images that are their own
-        softplus = lambda x: math.log1p(math.exp(x))  # noqa: E731
-        expected = softplus(-2) + own * softplus(2) + (1 - own) * softplus(-1)
-        assert row["loss"] == pytest.approx(expected, abs=1e-4)
-    assert {*told} == {"cgan"}
-    grid = Image.open(tmp_path / "new" / "sight.png").convert("L")
-    assert grid.size == (3 * 302, 3 * 62)
-    grid = grid.resize((302, 62), Image.Resampling.NEAREST)
-    for number in range(10):
-        left = 2 + 30 * number
-        seen = [grid.getpixel((left + 14, y)) for y in (4, 16, 28, 34, 46, 58)]
-        own, following = number + 1, (number + 1) % 10 + 1
-        assert seen == pytest.approx([own, 1, own, own, 1, following], abs=1)
-
-
-def test_claims_repeat_images(monkeypatch):
-    seen = []
-
-    class Noting:
-        def __init__(self, dataset, images, device):
-            assert dataset == "mnist"
-
-        def __call__(self, images, labels):
-            seen.append(images)
-            return dict.fromkeys(("distance", "precision", "recall", "entropy"), 0.5)
-
-    monkeypatch.setattr(claims, "Judge", Noting)
-    monkeypatch.chdir(ROOT)
-    rows = [*claims.copies("cpu")]
-    data = torchvision.datasets.MNIST("data")
-    assert [(row["originals"], row["moved"]) for row in rows][2:4] == [
-        (50, "no"),
-        (50, "by up to a pixel"),
-    ]
-    for row, images in zip(rows, seen):
-        assert images.shape == (10_000, 1, 28, 28)
-        count = row["originals"]
-        if row["moved"] == "no":
-            times = Counter(image.tobytes() for image in images.numpy())
-            assert (len(times), {*times.values()}) == (count, {10_000 // count})
-            exact = images
-        else:  # each is its digit, moved; some are where they were
-            moves = [exact[::4].roll((dy, dx), (2, 3)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
-            equal = np.stack([(images[::4] == move).flatten(1).numpy().all(1) for move in moves])
-            assert equal.any(0).mean() > 0.99  # roll brings back what leaves at the edge
-            assert equal.mean(1).tolist() == pytest.approx([1 / 9] * 9, abs=0.03)
-        if count == 50:
-            kept = [(data.data == image).flatten(1).numpy().all(1) for image in exact[:50, 0]]
-            assert [data.targets[where][0].item() for where in kept] == sorted(5 * [*range(10)])
-
-
-def test_claims_can_be_run(capsys):
-    """All flags are understood, all columns exist, and settings that share a run agree about its steps."""
-    points = {}
-    claims.main(["--list"])
-    out = capsys.readouterr().out
-    assert "python dcgan_mnist.py --precision bf16 (pytorch_init), 2,340 steps\n" in out
-    for name, claim in claims.CLAIMS.items():
-        assert f"{name}: {claim.text}\n" in out
-        assert len({setting.label for setting in claim.settings}) == len(claim.settings)
-        for setting in claim.settings:
-            assert list(setting.points) == sorted({*setting.points})
-            assert setting.args.max_steps is None or setting.points[-1] <= setting.args.max_steps
-            points.setdefault(setting.folder(Path(), 0), []).append(setting)
-            script = importlib.import_module(setting.script)
-            metrics = [*script.METRICS, *script.DISTANCES]
-            figures = {"classes", "entropy", "confidence", "class_accuracy", "precision", "recall"}
-            figures |= {
-                "diversity",
-                *metrics,
-                "error",
-                "b2a2b_plain",
-                "b2a2b_swapped",
-                "removed",
-                *("distance of mixed", "mixed from own", "own from own", "confidence of mixed"),
-                "training diversity",
-                *("fixed", "fresh", "silent", "noise_pixels"),
-                *(f"{what}_{name}" for what in ("noise", "step", "speckle") for name in ("class", "coarse")),
-            }
-            figures |= {"distance", "all heaps", "poorest", "lost", "moved", "first gradient", "first d_fake"}
-            figures |= {f"{name}_{space}" for name in ("path", "straight", "skill") for space in "zw"}
-            figures |= {f"{name}_{2**k}" for name in claims.STYLED for k in range(2, 5)}
-            known = {f"range of {metric}" for metric in metrics} | figures
-            known |= {"rank correlation", "rank correlation of changes"}
-            known |= {"spread over seeds", "spread over the last five", "largest rise", "distance doubled"}
-            known |= {f"{name} halved" for name in figures}
-            known |= {f"{name} after {m} min" for name in ("distance", "recall") for m in (4, 15, 30)}
-            known |= {"bent", "chance_class"}
-            assert {*claim.columns} <= known
-    for settings in points.values():
-        longest = max((setting.points for setting in settings), key=len)
-        for setting in settings:
-            assert setting.points == longest[: len(setting.points)]
-            assert (setting.command, setting.change) == (settings[0].command, settings[0].change)
-    for argv in ([], ["no-such-claim"]):
-        with pytest.raises(SystemExit, match="2"):
-            claims.main(argv)
-    assert "lr-collapse" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_claims_quick(jobs, bench, monkeypatch, capsys):
-    monkeypatch.setattr(Figure, "savefig", SAVEFIG)
-    flags = "--batch-size 4"
-    long = claims.Setting("long", "vanilla_gan", (300, 1200), flags)
-    short, other = long.until(300, "short"), claims.replace(long, label="other", flags=f"{flags} --lr-g 1e-3")
-    trial = {"vanilla_gan": claims.Claim("One", (short,)), "two": claims.Claim("Two", (short, long, other))}
-    monkeypatch.setattr(claims, "CLAIMS", trial)
-    monkeypatch.setattr(claims, "SAMPLES", 1300)
-    claims.main(["vanilla_gan", "two", "--quick", "--device", "cpu", "--jobs", str(jobs)])
-    out = capsys.readouterr().out
-    assert re.findall(r"^\| (\w+)", out, re.MULTILINE) == "setting short setting short long other".split()
-    rows = claims.read_rows(Path("runs/quick/two.csv"))
-    expected = [(setting.command, 42, step) for setting in (long, other) for step in (3, 12)]
-    assert [(row["setting"], row["seed"], row["step"]) for row in rows] == expected
-    assert all(row["distance"] > 0 and row["class_accuracy"] is None for row in rows)
-    assert [row["step"] for row in claims.read_rows(Path("runs/quick/vanilla_gan.csv"))] == [3]
-    assert Image.open("runs/quick/claim_two.png").size[0] > 700
-    curves = long.folder(Path("runs/quick"), 42) / "losses.png"
-    assert Path("runs/quick/claim_vanilla_gan_losses.png").read_bytes() == curves.read_bytes()
-    # What the plot shows: a line for each setting, with its points.
-    figures, claim = [], claims.shortened(trial["two"])
-    with monkeypatch.context() as patch:
-        patch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
-        for curve in ("distance", "d_fake"):
-            claims.plot(claims.replace(claim, curve=curve), rows, Path("runs/quick"), None)
-    looks = ("distance", "log", "distance to the test set"), ("d_fake", "linear", "D(fake)")
-    for figure, (curve, scale, label) in zip(figures, looks):
-        axes = figure.axes[0]
-        assert (axes.get_yscale(), axes.get_ylabel(), axes.get_xlabel()) == (scale, label, "step")
-        y = [row[curve] for row in rows]
-        assert [list(line.get_ydata()) for line in axes.lines] == [y[:1], y[:2], y[2:]]
-    # The same table from the file alone.
-    monkeypatch.setattr(claims, "TABLES", Path("runs/quick"))
-    monkeypatch.setattr(claims, "CLAIMS", {name: claims.shortened(claim) for name, claim in trial.items()})
-    claims.main(["--table"])
-    assert capsys.readouterr().out == out
-
-
-@pytest.mark.slow
-def test_claims_train_shared_runs_once(bench):
-    """Each seed as far as a claim that asks for it goes, and each claim gets its own part."""
-    run = claims.Setting("long", "vanilla_gan", (2, 3, 5), "--batch-size 4")
-    short = claims.Claim("Short", (run.until(3),), seeds=(42, 43))
-    long = claims.Claim("Long", (run, run.until(2, "start")), seeds=(43,))
-    tables = claims.train_all({"short": short, "long": long}, Path("runs"), 130, "cpu", 1)
-    steps = {name: [(row["seed"], row["step"]) for row in rows] for name, rows in tables.items()}
-    assert steps == {"short": [(42, 2), (42, 3), (43, 2), (43, 3)], "long": [(43, 2), (43, 3), (43, 5)]}
-    for seed, step in ((42, 3), (43, 5)):
-        assert read(run.folder(Path("runs"), seed) / "checkpoint.pt")["step"] == step
-
-
-@pytest.mark.slow
-def test_claims_can_be_stopped(bench, monkeypatch, capsys):
-    """Ctrl-C inside a run ends the program as it ends a script, and the same command goes on."""
-    setting = claims.Setting("run", "vanilla_gan", (300, 600), "--batch-size 4")
-    monkeypatch.setattr(claims, "CLAIMS", {"one": claims.Claim("One", (setting,))})
-    argv = ["one", "--quick", "--device", "cpu", "--jobs", "1"]
-    with monkeypatch.context() as patch:
-        patch.setattr(vanilla_gan, "generator_loss", vanilla_gan.generator_loss)  # to be given back
-        patch.setattr(vanilla_gan, "SAVE_EVERY", 0)
-        at_call(vanilla_gan, "generator_loss", 5, signal.SIGINT)
-        with pytest.raises(SystemExit) as exit_:
-            claims.main(argv)
-    assert exit_.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
-    followed = setting.folder(Path("runs/quick"), 42) / "checkpoint.pt"
-    assert read(followed)["step"] == 4
-    claims.main(argv)
-    flags = [*setting.flags.split(), "--seed", "42", "--device", "cpu"]
-    vanilla_gan.main([*flags, "--max-steps", "6", "--out-dir", "whole"])
-    assert_same_run(followed, "whole/checkpoint.pt")
-
-
-def follow_for_hours():
-    """claims.py with two runs that do not end, and two workers."""
-    flags, rates = "--batch-size 4 --epochs 1000000", ("--lr-g 1e-3", "--lr-g 1e-4")
-    settings = tuple(claims.Setting(rate, "vanilla_gan", (2_000_000,), f"{flags} {rate}") for rate in rates)
-    claims.CLAIMS = {"one": claims.Claim("One", settings)}
-    claims.main(["one", "--quick", "--device", "cpu", "--jobs", "2"])
-
-
-def test_claims_say_why_a_script_gave_up(bench):
-    setting = claims.Setting("too many", "vanilla_gan", (2,), "--batch-size 1000000")
-    with pytest.raises(RuntimeError, match="status 2: .*--batch-size: 1000000 is not from 2 to 24"):
-        claims.follow(setting, 42, Path("runs"), 10, "cpu")
-
-
-def test_claims_notice_a_worker_that_is_killed(capsys, monkeypatch):
-    """They do not wait for what it can no longer do."""
-
-    def train_all(*args):
-        with claims.start_workers(2) as pool:
-            assert sorted(claims.as_they_come(abs, [-3, 4, -5], pool, 2)) == [3, 4, 5]
-            [*claims.as_they_come(os._exit, [9], pool, 2)]
-
-    monkeypatch.setattr(claims, "train_all", train_all)
-    with pytest.raises(SystemExit) as exit_:
-        claims.main(["minimax", "--device", "cpu"])
-    assert exit_.value.code == 1
-    assert "a run was killed" in capsys.readouterr().err
-    assert not multiprocessing.active_children()
-
-
-# claims.py with two runs that would take hours, and two workers.
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_claims_stop_their_workers(number, bench):
-    """A signal to the program alone, as kill sends it: its runs are saved, and no process is left."""
-    os.mkfifo("output")
-    process = start(follow_for_hours, folder=bench, output="output")
-    with open("output") as output:
-        while len(runs := {path.parents[1] for path in Path("runs").glob("*/*/*/samples/*.png")}) < 2:
-            assert process.is_alive()
-            time.sleep(0.05)
-        os.kill(process.pid, number)
-        text = output.read()  # until the last of the workers, which hold it open, too, has ended
-    finish(process, 128 + number)
-    assert "claims.py: stopped; the same command goes on\n" in text
-    for run in runs:
-        assert 0 < read(run / "checkpoint.pt")["step"] < 2_000_000
-
-
-def test_results_are_those_of_the_tables():
-    """RESULTS.md shows what claims.py makes of results/, and each claim there was measured as it is now."""
-    text = (ROOT / "RESULTS.md").read_text()
-    names = sorted(path.stem for path in (ROOT / "results").glob("*.csv"))
-    assert sorted(re.findall("<!-- (.+) -->", text)) == names
-    for name, claim in claims.CLAIMS.items():
-        if name not in names:
-            assert f"`{name}`" in text, "it is said to be measured still"
-        elif name not in CASES:
-            assert f"\n### {name}\n" in text
-            assert f"| {claim.text} |" in text
-    for name in names:
-        rows = claims.read_rows(ROOT / "results" / f"{name}.csv")
-        claim = claims.as_measured(claims.CLAIMS[name], rows)
-        assert claims.table(claim, rows) in text, name
-        assert f"(assets/claim_{name}.png)" in text
-        assert Image.open(ROOT / "assets" / f"claim_{name}.png").size[0] > 700
-        if name in CASES:
-            assert f"(assets/claim_{name}_losses.png)" in text
-            assert (ROOT / "assets" / f"claim_{name}_losses.png").is_file()
-        for setting in claim.settings:
-            runs = claims.runs_of(setting, rows)
-            assert [run[0]["seed"] for run in runs] == list(claim.seeds)
-            for run in runs:
-                steps = tuple(row["step"] for row in run)
-                assert steps == setting.points or math.isnan(run[-1]["distance"])
-
-
-def test_readme_times_are_those_of_the_speed_table():
-    """The epochs, and the seconds of one: its images over the images/s, in fp32, and in brackets in bf16."""
-    tables = [(ROOT / name).read_text() for name in ("README.md", "RESULTS.md")]
-    images = dict.fromkeys(CASES, 60_000) | {"dcgan64_celeba": 10_240, "cyclegan": 30_000}
-    chosen = {"dcgan64_celeba": 48, "stylegan": 5}  # of faces and of digits
-    for name in CASES:
-        (said,) = re.findall(rf"\| `{name}\.py` \| .* \| (.+) \|\n", tables[0])
-        ((fp32, bf16),) = re.findall(rf"\n\| {name}\.py \| ([\d,]+) \| ([\d,]+) \| \d\.", tables[1])
-        seconds = [images[name] / int(rate.replace(",", "")) for rate in (fp32, bf16)]
-        epochs = importlib.import_module(name).parse_args([]).epochs or chosen[name]
-        assert said == "{} epochs of {:.0f} s ({:.0f} s)".format(epochs, *seconds), name
-
-
-if __name__ == "__main__":
-    copy_shared()
+def test_claims_are_listed_and_their_tables_printed(tmp_path):
+    """From any folder: claims.py is an archive of runs by earlier scripts, until it is rewritten."""
+    for argv in (["--list"], ["--table"]):
+        command = [sys.executable, str(ROOT / "evidence" / "claims.py"), *argv]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 0, result.stderr
+        assert "The minimax loss trains worse than the non-saturating one" in result.stdout
