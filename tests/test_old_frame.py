@@ -3902,7 +3902,7 @@ def test_pretrained_generators_generate(script, tmp_path, monkeypatch):
     assert path.stat().st_size < (2**24 if script is pix2pix else 2**23)
 
 
-def test_exported_generator(script, whole, small_data, tmp_path, capsys):
+def test_exported_generator(script, whole, small_data, tmp_path, monkeypatch, capsys):
     """It makes what the checkpoint makes, to a grey level; there is nothing to train on, and no path."""
     checkpoint, small = whole.folder / "checkpoint.pt", tmp_path / "new" / "small.pt"
     export.main([str(checkpoint), str(small)])
@@ -3926,6 +3926,7 @@ def test_exported_generator(script, whole, small_data, tmp_path, capsys):
     for pair in zip(*made):
         one, two = (np.array(Image.open(path)).astype(float) for path in pair)
         assert abs(one - two).mean() < 1
+    monkeypatch.chdir(ROOT)  # where the data are that the settings name now
     fails(script, ["--resume", small], capsys, small, "lacks discriminator", "for --generate alone")
     with pytest.raises(SystemExit, match="2"):
         export.main([str(checkpoint), str(small)])
