@@ -1,10 +1,13 @@
 """What tutorials say about GANs, put to the test.
 
-    python claims.py --list                         # the claims, and the settings of each
-    python claims.py minimax critic-norm            # train, measure, write the tables and the plots
-    python claims.py minimax --quick                # one seed, few steps, few samples: to see how it works
-    python claims.py minimax --table                # the table of figures that were measured before
-    python claims.py --extra sight                  # what discriminators see; --help names other tables
+This program rests. It drives the scripts of commit 57c1a3a: `git checkout 57c1a3a` to run it (there it is at
+the top level). Here --list and --table work; a later change rewrites it for today's scripts.
+
+    python evidence/claims.py --list                # the claims, and the settings of each
+    python evidence/claims.py minimax critic-norm   # train, measure, write the tables and the plots
+    python evidence/claims.py minimax --quick       # one seed, few steps, few samples: to see how it works
+    python evidence/claims.py minimax --table       # the table of figures that were measured before
+    python evidence/claims.py --extra sight         # what discriminators see; --help names other tables
 
 A claim is tested by settings: a script, its flags and, where a user would hardly want a flag, a change that
 is made from outside. Each setting is trained with the seeds 42, 43 and 44 (the longest with 42 alone) by the
@@ -24,7 +27,7 @@ the script reports; of pix2pix.py and cyclegan.py also what they measure on 1,00
 also what the functions entanglement, influence, exchanged, moved, under_noise and voices find. A run of
 gan_2d.py takes seconds and measures itself, but for what own_figures adds; it has ten seeds and no
 classifier. Seconds are those of training alone, on the CPU those of its one core. The plot
-assets/claim_NAME.png shows the distance, or what else the claim is about, over the training, and samples of
+pictures/claim_NAME.png shows the distance, or what else the claim is about, over the training, and samples of
 the first seed. A line is a run; where there are ten, it is their median, with half of them in the band around
 it. If NAME is that of a script, claim_NAME_losses.png is the plot of losses that the script made. While
 runs/claims is there, what was measured is not trained again, and what was stopped goes on. On the CPU a run
@@ -67,12 +70,14 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-import fid
-import vanilla_gan
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where fid.py and the scripts are
 
+import fid
+
+HERE = Path(__file__).resolve().parent
 SEEDS = 42, 43, 44
 SAMPLES = 10_000
-RUNS, TABLES, PLOTS = Path("runs/claims"), Path("results"), Path("assets")
+RUNS, TABLES, PLOTS = Path("runs/claims"), HERE / "results", HERE / "pictures"
 QUICK = Path("runs/quick")
 STOPPED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # exit statuses of a script that was told to stop
 
@@ -751,7 +756,7 @@ def generated(script, checkpoint, count, device, psi=None):
     return torch.stack(images), labels
 
 
-class Judge(fid.Judge):
+class Judge(getattr(fid, "Judge", object)):  # so that --list works whatever today's fid.py has
     """Measures samples as fid.py does, and counts their classes."""
 
     def __call__(self, images, labels):
@@ -1268,7 +1273,7 @@ SIGHT = (  # script, network, black rows, whether lower halves come from digits 
 
 def build_second(script, form):
     """A discriminator or critic of 64 channels and three convolutions, or two, or with the third of 1x1."""
-    if script is vanilla_gan:
+    if script.SCRIPT == "vanilla_gan":
         return script.Discriminator()
     kind = script.Critic if script.SCRIPT == "wgan_gp" else script.Discriminator
     network = kind(64, shallow=form == TWO)
@@ -1281,8 +1286,9 @@ def sight(device, epochs=2):
     Each is trained with cross-entropy on MNIST, with one seed, the batches of its script and the rate that it
     has with 64 channels, and tested on 10,000 test images and as many that are put together. Guessing has a
     loss of 2 log 2 = 1.386, as the scripts add it up, and an accuracy of 1/2. cgan.py's is told the class of
-    the upper half. Some of both kinds are in assets/sight.png.
+    the upper half. Some of both kinds are in sight.png.
     """
+    cross_entropy = importlib.import_module("vanilla_gan").discriminator_loss
     parts = [fid.open_dataset("mnist", "data", train) for train in (True, False)]
     data = [(part.data[:, None].to(device).float() / 127.5 - 1, part.targets.to(device)) for part in parts]
     draw_halves(data[1][0], PLOTS / "sight.png")
@@ -1302,7 +1308,7 @@ def sight(device, epochs=2):
                 true, told = images[index], classes[index]
                 both = torch.cat([halves(true, black), halves(true, black, partners(told, alike))])
                 # Normalised together, as in eval mode.
-                loss = vanilla_gan.discriminator_loss(*judge(both, told.repeat(2)).chunk(2))
+                loss = cross_entropy(*judge(both, told.repeat(2)).chunk(2))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -1315,7 +1321,7 @@ def sight(device, epochs=2):
         row = {"script": f"{name}.py", "network": form, "black rows": black}
         row |= {"lower half of": "the same class" if alike else "any digit"}
         right = (true > 0).float().mean() + (mixed <= 0).float().mean()
-        loss = vanilla_gan.discriminator_loss(true, mixed)
+        loss = cross_entropy(true, mixed)
         yield row | {"loss": loss.item(), "accuracy": right.item() / 2}
 
 
@@ -1454,7 +1460,7 @@ def draw_noise(script, generator, path, faces=3, columns=4):
 def noise(device):
     """Rows of a table: what new noise changes in a face, and what other changes of that size do.
 
-    See under_noise. The faces are those of pretrained/stylegan.pt; three of them are in assets/noise.png. The
+    See under_noise. The faces are those of pretrained/stylegan.pt; three of them are in noise.png. The
     columns that end in "sure" are about faces of whose attribute the classifier was sure, a share of `sure`.
     """
     script = importlib.import_module("stylegan")

@@ -1,6 +1,6 @@
 """One picture with the first samples of all trained generators, a strip for the top of README.md.
 
-    python strip.py pretrained assets/strip.png
+    python tools/strip.py pretrained assets/strip.png
 
 Of each file NAME.pt in the folder (see export.py) there are nine images, the first that
 `python NAME.py --generate 9` makes of it, with its own seed: they are not chosen. From left to right the
@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the scripts are
 
 ORDER = "vanilla_gan", "dcgan_mnist", "wgan_gp", "cgan", "dcgan32_wgan_sn"
 ORDER += "dcgan64_celeba", "pix2pix", "cyclegan", "stylegan"

@@ -1,10 +1,10 @@
 """How fast is every script, and how much of the machine does it use?
 
-    python benchmark.py                             # the whole table
-    python benchmark.py --script cgan --quick
-    python benchmark.py --device cuda --markdown
-    python benchmark.py --learn 10                  # what is learned of MNIST in ten minutes of one core
-    python benchmark.py --learn 4 --script cgan --flags=--shallow
+    python evidence/benchmark.py              # the whole table
+    python evidence/benchmark.py --script cgan --quick
+    python evidence/benchmark.py --device cuda --markdown
+    python evidence/benchmark.py --learn 10   # what is learned of MNIST in ten minutes of one core
+    python evidence/benchmark.py --learn 4 --script cgan --flags=--shallow
 
 Of each training script, with its own batch size, on random images of its own size:
 
@@ -64,9 +64,12 @@ from torchvision import datasets, transforms
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the scripts are
+
 import claims
 import fid
 
+ROOT = Path(__file__).resolve().parent.parent
 SHAPES = {  # of an image
     "vanilla_gan": (1, 28, 28),
     "dcgan_mnist": (1, 28, 28),
@@ -179,10 +182,10 @@ def tutorial(name, device, folder=None):
         if folder:
             dataset = datasets.ImageFolder(folder, resized)
         else:
-            dataset = datasets.MNIST("data", transform=resized)
+            dataset = datasets.MNIST(ROOT / "data", transform=resized)
     else:
         pad = [transforms.Pad((player.shape[1] - 28) // 2)] if player.shape[1] > 28 else []
-        dataset = datasets.MNIST("data", transform=transforms.Compose([*pad, *scale]))
+        dataset = datasets.MNIST(ROOT / "data", transform=transforms.Compose([*pad, *scale]))
     loader = DataLoader(dataset, args.batch_size, shuffle=True, drop_last=True)
     bce, batches, noise = nn.BCELoss(), iter(()), getattr(script, "uniform", torch.randn)
 
@@ -246,7 +249,7 @@ def translation(player, device):
         return scale(ImageChops.subtract(b.filter(ImageFilter.MaxFilter(3)), b))
 
     def batches(transform, first=0, every=1):
-        digits = datasets.MNIST("data", transform=transform)
+        digits = datasets.MNIST(ROOT / "data", transform=transform)
         some = Subset(digits, range(first, len(digits), every))
         loader = DataLoader(some, args.batch_size, shuffle=True, drop_last=True)
         for _ in itertools.count():
@@ -388,7 +391,7 @@ def peak(name, device, steps):
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--dataset", "mnist", "--max-steps", steps, "--device", device, "--out-dir", f"{folder}/run"]
         command = [sys.executable, "-c", PEAK.format(name=name), *map(str, flags)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     return int(output.split()[-1])
 
 

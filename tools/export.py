@@ -1,6 +1,6 @@
 """The generator of a checkpoint alone, in half precision: what --generate needs, and nothing else.
 
-    python export.py runs/cgan/001/checkpoint.pt pretrained/cgan.pt
+    python tools/export.py runs/cgan/001/checkpoint.pt pretrained/cgan.pt
     python cgan.py --generate 100 --label 7 --checkpoint pretrained/cgan.pt
 
 A checkpoint also has the second network, the optimisers' averages of each weight's gradient, and the figures
