@@ -1,0 +1,186 @@
+"""What all scripts share: the command line, the files of a run, distances while it trains, and the text itself.
+
+What is one text in all scripts is tested on one of them.
+"""
+
+import ast
+import importlib
+import inspect
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+
+import dcgan_mnist
+import fid
+import vanilla_gan
+from test_scripts import OWN, ROOT, SCRIPTS, assert_same_bits, fails, read, short
+
+# %% The command line and the files
+
+
+def test_help_names_every_flag_with_its_default(script, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        script.main(["--help"])
+    assert exit_.value.code == 0
+    text = capsys.readouterr().out
+    for flag in "epochs lr-g lr-d batch-size latent-dim dataset data-dir limit fid-every device".split():
+        assert f"--{flag} " in text
+    for flag in "seed out-dir resume generate checkpoint".split():
+        assert f"--{flag} " in text
+    assert "default: 42" in text
+
+
+def test_checkpoints_that_do_not_fit_are_refused_in_one_line(tmp_path, capsys, no_plots):
+    dcgan_mnist.main(short("dcgan_mnist", tmp_path / "run", "--epochs", 1))
+    good = tmp_path / "run/checkpoint.pt"
+    half, generator_only = tmp_path / "half.pt", tmp_path / "generator.pt"
+    half.write_bytes(good.read_bytes()[:1000])
+    torch.save({key: read(good)[key] for key in ("script", "settings", "generator")}, generator_only)
+    fails(dcgan_mnist, ["--resume", half], capsys, half)
+    fails(dcgan_mnist, ["--resume", generator_only, "--epochs", 2], capsys, generator_only, "discriminator")
+    fails(dcgan_mnist, ["--resume", good, "--epochs", 2, "--width", 8], capsys, good)  # other networks
+    fails(dcgan_mnist, ["--resume", good], capsys, "--epochs")  # it is done
+    fails(vanilla_gan, ["--generate", 1, "--checkpoint", good], capsys, "dcgan_mnist.py")
+    assert len(list((tmp_path / "run").iterdir())) == 7  # nothing was written
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path, capsys):
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "exploded",)
+
+    torch.save({"script": "dcgan_mnist", "settings": Bomb()}, tmp_path / "bomb.pt")
+    fails(dcgan_mnist, ["--generate", 1, "--checkpoint", tmp_path / "bomb.pt"], capsys, "bomb.pt")
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_folders_are_numbered_and_nothing_is_written_over(tmp_path, monkeypatch, capsys, no_plots):
+    monkeypatch.chdir(tmp_path)
+    flags = short("dcgan_mnist", "mine", "--epochs", 1)
+    dcgan_mnist.main(flags)
+    fails(dcgan_mnist, flags, capsys, "--out-dir", "mine")
+    unnamed = [flag for flag in flags if flag not in ("--out-dir", "mine")]
+    dcgan_mnist.main(unnamed)
+    dcgan_mnist.main(unnamed)
+    assert sorted(path.name for path in Path("runs/dcgan_mnist").iterdir()) == ["001", "002"]
+    for number in ("001", "002"):
+        dcgan_mnist.main(["--generate", "1", "--checkpoint", "mine/checkpoint.pt"])
+        assert Path("mine/generated", number, "00000.png").exists()
+
+
+def test_data_that_are_missing_are_named(tmp_path, monkeypatch, capsys):
+    def refuse(self):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets.MNIST, "download", refuse)
+    fails(
+        dcgan_mnist, ["--data-dir", tmp_path, "--out-dir", tmp_path / "run"], capsys, "--data-dir", tmp_path
+    )
+
+
+def test_a_run_that_dies_while_saving_leaves_the_last_checkpoint(tmp_path, monkeypatch, no_plots):
+    dcgan_mnist.main(short("dcgan_mnist", tmp_path / "run", "--epochs", 1))
+    good = read(tmp_path / "run/checkpoint.pt")
+
+    def die(checkpoint, path):
+        Path(path).write_bytes(b"half")
+        raise MemoryError
+
+    monkeypatch.setattr(torch, "save", die)
+    with pytest.raises(MemoryError):
+        dcgan_mnist.main(
+            ["--resume", str(tmp_path / "run/checkpoint.pt"), "--epochs", "2", "--device", "cpu"]
+        )
+    assert_same_bits(read(tmp_path / "run/checkpoint.pt"), good)
+
+
+def test_a_film_has_at_most_100_frames(tmp_path):
+    (tmp_path / "samples").mkdir()
+    for epoch in range(1, 251):
+        Image.new("L", (8, 8), epoch).save(tmp_path / "samples" / f"epoch_{epoch:04d}.png")
+    args = dcgan_mnist.parse_args(["--device", "cpu"])
+    dcgan_mnist.draw(dcgan_mnist.build(args)["generator"], tmp_path, 251, args)
+    assert 50 < Image.open(tmp_path / "progress.gif").n_frames <= 100
+
+
+# %% Distances
+
+
+def test_fid_track_repeats_an_epoch_that_is_trained_again(tmp_path, no_plots):
+    noise = []
+
+    def draw(n):
+        noise.append(torch.rand(n, 1, 2, 2))
+        return noise[-1]
+
+    for epoch, distance in (1, 9.0), (2, 8.0), (2, 7.0):
+        fid.track(lambda images, distance=distance: (distance, 1, 0), draw, tmp_path, epoch, count=3)
+    rows = (tmp_path / "distances.csv").read_text().split()[1:]
+    assert rows == ["1,9,1,0", "2,7,1,0"]
+    assert torch.equal(noise[0], noise[2])  # the same noise each time, so that the curve is smooth
+
+
+def test_fid_every_needs_fid_beside_the_script(tmp_path, monkeypatch, capsys):
+    shutil.copy(ROOT / "dcgan_mnist.py", tmp_path)
+    monkeypatch.setattr(dcgan_mnist, "__file__", str(tmp_path / "dcgan_mnist.py"))
+    fails(dcgan_mnist, ["--fid-every", 1], capsys, "--fid-every", "fid.py")
+
+
+# %% The text
+
+
+def functions(name):
+    """The top-level functions and classes of a script, with their text."""
+    source = (ROOT / f"{name}.py").read_text()
+    nodes = [node for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    return {node.name: "".join(ast.unparse(node)) for node in nodes} | {"": source}
+
+
+def test_functions_that_scripts_share_have_the_same_text():
+    texts = {name: functions(name) for name in SCRIPTS}
+    shared = {function for name in SCRIPTS for function in texts[name]} - {""}
+    assert {"save", "plot", "fail"} <= shared
+    for function in shared:
+        plain = [name for name in SCRIPTS if function in texts[name] and name not in OWN.get(function, [])]
+        different = [name for name in plain if texts[name][function] != texts[plain[0]][function]]
+        assert not different, f"python tools/share.py {function} --source {plain[0]}.py, or a row in OWN"
+        for name in OWN.get(function, []):
+            same = [other for other in plain if texts[name].get(function) == texts[other][function]]
+            assert not same, f"{name}.py has the same {function} as {same[0]}.py: no need for OWN"
+
+
+def test_a_script_has_only_what_it_uses(script):
+    tree = ast.parse(inspect.getsource(script))
+    names = [node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
+    names += [node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)]
+    used = {
+        node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    assert set(names) <= used, "nothing uses these"
+
+
+def test_a_script_stands_alone_and_its_lesson_is_short(script):
+    tree = ast.parse(inspect.getsource(script))
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    packages = {name.split(".")[0] for name in imported} - sys.stdlib_module_names
+    assert packages <= {"torch", "torchvision", "matplotlib", "tqdm", "numpy", "PIL", "fid"}
+    assert len(ast.get_docstring(tree).splitlines()) <= 30
+    assert len(inspect.getsource(script.train).splitlines()) <= 50
+
+
+def test_the_readmes_commands_are_understood(monkeypatch, tmp_path):
+    lines = [line.strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    commands = [
+        line.split()[1:] for line in lines if line.startswith("python ") and line.split()[1][:-3] in SCRIPTS
+    ]
+    assert len(commands) > 5
+    for name, *flags in commands:
+        script = importlib.import_module(name[:-3])
+        monkeypatch.setattr(script, "read_checkpoint", lambda path: {"settings": {}})
+        script.parse_args(flags + ["--device", "cpu"])
