@@ -1,4 +1,4 @@
-"""What all scripts share: the command line, the files of a run, distances while it trains, and the text itself.
+"""What all scripts share: the command line, the files of a run, distances, and the text itself.
 
 What is one text in all scripts is tested on one of them.
 """

@@ -1,4 +1,4 @@
-"""--published is the tutorials' networks: each listing is written down here, given our weights, and compared."""
+"""--published is the tutorials' networks: each listing is written down, given our weights, and compared."""
 
 import math
 

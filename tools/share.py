@@ -3,8 +3,8 @@
     python tools/share.py plot                  # from dcgan_mnist.py
     python tools/share.py plot --source cgan.py
 
-Scripts have one GAN each and import nothing from each other, so what they share is copied. What a script has in
-a form of its own stands in a table in test_scripts.py, and is left alone here.
+Scripts import nothing from each other, so what they share is copied. What a script has in a form of its own
+stands in the table OWN in test_scripts.py, and is left alone here.
 """
 
 import argparse
