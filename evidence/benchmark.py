@@ -32,6 +32,10 @@ script alone is trained.
 
 Of fid.py: the images/s of its Inception network, and the seconds of the Frechet distance of 2048 features.
 
+Scripts of the light frame (those with a function `build`) are driven by build and train_step; the five
+others, whose loops come next, as before. In --learn the light ones make no pictures and no checkpoints. bf16
+is left out where a script has no --precision.
+
 All jobs take turns, so that a machine that is busy for a while is busy for all; the table has medians. FLOPs
 are counted with the formulas of torch.utils.flop_counter in every operation that is dispatched: its own
 FlopCounterMode does not look into autograd.grad, which wgan_gp.py needs.
@@ -90,6 +94,84 @@ on_cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform
 print(torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else on_cpu)
 """
 
+# %% Scripts of the light frame
+
+
+def is_light(script):
+    return hasattr(script, "build") and hasattr(script, "load_generator")
+
+
+def precisions(name):
+    """What a script can compute in."""
+    script = importlib.import_module(name)
+    both = not is_light(script) or "precision" in inspect.signature(script.train_step).parameters
+    return ("fp32", "bf16") if both else ("fp32",)
+
+
+def options(script, args):
+    """What train_step takes beside networks, optimisers, images and classes."""
+    known = vars(args) | {"minimax": getattr(args, "generator_loss", "") == "minimax"}
+    names = inspect.signature(script.train_step).parameters
+    return {name: known[name] for name in names if name in known}
+
+
+def light(name, device, precision, channels_last=True):
+    """Two functions: a training step as the script's loop takes it, and the making of its batch alone."""
+    script = importlib.import_module(name)
+    args = script.parse_args(["--device", str(device)])
+    args.precision = precision
+    parts, more = script.build(args), options(script, args)
+    for module in parts.values():
+        if isinstance(module, nn.Module) and not channels_last:
+            module.to(memory_format=torch.contiguous_format)
+    count = args.batch_size * getattr(args, "n_critic", 1)
+    images = torch.randint(0, 256, (10 * count, *SHAPES[name]), dtype=torch.uint8, device=device)
+    classes = torch.randint(0, 10, (len(images),), device=device)
+    batches = torch.randperm(len(images), device=device).view(-1, count)
+    metrics, numbers = [], itertools.count()
+
+    def batch():
+        index = batches[next(numbers) % len(batches)]
+        given = {"real": images[index].float() / 127.5 - 1}
+        return given | ({"classes": classes[index]} if name == "cgan" else {})
+
+    def step():
+        metrics.append(script.train_step(**parts, **batch(), **more))
+        if len(metrics) == 400:
+            for key in metrics[0]:
+                torch.stack([row[key] for row in metrics]).mean().item()
+            metrics.clear()
+
+    return step, batch
+
+
+def light_learned(script, flags, limit, device):
+    """The generator, the seconds and the steps of a light script's training for so many seconds."""
+    args = script.parse_args(["--dataset", "mnist", "--device", device, *flags])
+    images, *labels = script.load_images(args) if script.SCRIPT == "cgan" else [script.load_images(args)]
+    parts, more = script.build(args), options(script, args)
+    count = args.batch_size * getattr(args, "n_critic", 1)
+    steps, start = 0, clock(device)
+    for epoch in range(1, args.epochs + 1):
+        torch.manual_seed(args.seed * 10_000 + epoch)
+        order = torch.randperm(len(images)).to(device)
+        for index in order.split(count)[: len(images) // count]:
+            if clock(device) - start > limit:
+                break
+            classes = {"classes": labels[0][index]} if labels else {}
+            script.train_step(**parts, real=images[index].float() / 127.5 - 1, **classes, **more)
+            steps += 1
+    return parts["generator"], clock(device) - start, steps
+
+
+def clock(device):
+    """Seconds: on the CPU those of this process alone."""
+    if str(device) == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
 # %% What is timed
 
 
@@ -102,14 +184,22 @@ class Player:
         getattr(self.script, "fill_in", lambda args: None)(self.args)
         torch.manual_seed(0)
         second = getattr(self.script, "Critic", None) or self.script.Discriminator
-        if name == "cyclegan":
+        if is_light(self.script):
+            modules = self.script.build(self.args).values()
+            self.generator, self.second = (
+                module.to(memory_format=torch.contiguous_format)
+                for module in modules
+                if isinstance(module, nn.Module)
+            )
+        elif name == "cyclegan":
             self.generator = nn.ModuleDict({way: self.script.Generator() for way in ("ab", "ba")})
             self.second = nn.ModuleDict({side: second(1, norm="instance") for side in "ab"})
         else:
             form = {"channels": channels} if channels else {}
             self.generator, self.second = self.script.Generator(**form), second(**form)
         for network in (self.generator.to(device), self.second.to(device)):
-            network.apply(getattr(self.script, "init_weights", lambda layer: None))
+            if not is_light(self.script):
+                network.apply(getattr(self.script, "init_weights", lambda layer: None))
         adam["betas"] = {"wgan_gp": (0.0, 0.9), "stylegan": (0.0, 0.99)}.get(name, (0.5, 0.999))
         self.ema = copy.deepcopy(self.generator).requires_grad_(False) if name == "stylegan" else None
         self.optimizer_g = torch.optim.Adam(self.generator.parameters(), self.args.lr_g, **adam)
@@ -119,7 +209,9 @@ class Player:
 
 
 def ours(name, device, precision, channels_last=True):
-    """Two functions: a training step as the script's loop takes it, and the making of its batch alone."""
+    """As `light`, for all scripts."""
+    if is_light(importlib.import_module(name)):
+        return light(name, device, precision, channels_last)
     player = Player(name, device, fused=True)
     script, count, player.args.precision = player.script, player.count, precision
     for network in (player.generator, player.second):
@@ -389,7 +481,14 @@ def take_turns(jobs, device, rounds, least):
 def peak(name, device, steps):
     """Bytes that a run of so many steps on MNIST held at most, in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        flags = ["--dataset", "mnist", "--max-steps", steps, "--device", device, "--out-dir", f"{folder}/run"]
+        flags = ["--dataset", "mnist", "--device", device, "--out-dir", f"{folder}/run"]
+        script = importlib.import_module(name)
+        if is_light(script):
+            args = script.parse_args([])
+            limit = steps * args.batch_size * getattr(args, "n_critic", 1)
+            flags += ["--epochs", 1, "--limit", limit]
+        else:
+            flags += ["--max-steps", steps]
         command = [sys.executable, "-c", PEAK.format(name=name), *map(str, flags)]
         output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     return int(output.split()[-1])
@@ -417,7 +516,7 @@ def measure(names, device, quick):
             if name == "fid":
                 jobs |= {("fid", p): inception(device, p) for p in ("fp32", "bf16")} | {"frechet": frechet()}
                 continue
-            for precision in ("fp32", "bf16"):
+            for precision in precisions(name):
                 jobs[name, precision], jobs[name, "batch"] = ours(name, device, precision)
             jobs[name, "contiguous"], _ = ours(name, device, "fp32", channels_last=False)
             with FLOPs() as count:
@@ -435,13 +534,15 @@ def measure(names, device, quick):
         args = importlib.import_module(name).parse_args([])
         count = args.batch_size * getattr(args, "n_critic", 1)
         row = {"script": f"{name}.py"}
-        row |= {f"images/s {p}": f"{count / taken[name, p]:,.0f}" for p in ("fp32", "bf16")}
+        row |= {f"images/s {p}": "" for p in ("fp32", "bf16")}
+        row |= {f"images/s {p}": f"{count / taken[name, p]:,.0f}" for p in precisions(name)}
         row["GFLOP"] = f"{flops[name] / count / 1e9:.4f}"
         row["of matmul"] = f"{flops[name] / taken[name, 'fp32'] / max(rates):.0%}"
         row["batch"] = f"{taken[name, 'batch'] / taken[name, 'fp32']:.2%}"
         row["memory"] = f"{peaks[name] / 1e9:.2f} GB"
         row["channels"] = f"{taken[name, 'contiguous'] / taken[name, 'fp32']:.2f}"
-        for precision in ("fp32", "bf16"):
+        row |= {"tutorial fp32": "", "tutorial bf16": ""}
+        for precision in precisions(name):
             row[f"tutorial {precision}"] = f"{taken[name, 'tutorial'] / taken[name, precision]:.2f}"
         rows.append(row)
     return rates, rows
@@ -453,23 +554,49 @@ class TimeIsUpError(Exception):
 
 def learned(job):
     """A row of the table of --learn: of a script, or of the tutorials' loop, after so many seconds."""
-    name, who, more, limit, samples, device = job
+    name, who, _, _, _, device = job
     torch.set_num_threads(1)
+    light_script = is_light(importlib.import_module(name))
+    images, labels, taken, steps = light_samples(*job) if light_script else old_samples(*job)
+    with claims.silently():
+        found = claims.Judge("mnist", images, device)(images, labels)
+    row = {"script": f"{name}.py", "loop": who, "minutes": f"{taken / 60:.1f}", "steps": f"{steps:,}"}
+    row |= {"distance": f"{found['distance']:.1f}"}
+    keys = "precision", "recall", "confidence", "class_accuracy"
+    return row | {key: f"{found[key]:.3f}" for key in keys if found.get(key) is not None}
+
+
+def light_samples(name, who, flags, limit, samples, device):
+    """Samples of a light script, or of its networks in the tutorials' loop; their classes; seconds; steps."""
+    script, steps = importlib.import_module(name), 0
+    if who == "script":
+        generator, taken, steps = light_learned(script, flags, limit, device)
+    else:
+        player, step = tutorial(name, torch.device(device))
+        start = clock(device)
+        with claims.silently():
+            while clock(device) - start < limit:
+                step()
+                steps += 1
+        generator, taken = player.generator, clock(device) - start
+    torch.manual_seed(0)
+    noise = getattr(script, "uniform", torch.randn)
+    images = script.sample(generator, noise(samples, generator.latent_dim))
+    classes = torch.arange(samples) % 10 if name == "cgan" else None  # sample draws all in turn
+    return (images * 255).round().to(torch.uint8), classes, taken, steps
+
+
+def old_samples(name, who, more, limit, samples, device):
+    """As light_samples, of a script in the old frame, by its own main."""
     script = importlib.import_module(name)
     networks, steps, original, start = {}, 0, script.train_step, None
 
-    def clock():
-        if device == "cpu":
-            return time.process_time()
-        torch.accelerator.synchronize()
-        return time.perf_counter()
-
     def train_step(*args):
         nonlocal steps, start
-        start = start or clock()  # all is read, as when the loop of tutorials starts
+        start = start or clock(device)  # all is read, as when the loop of tutorials starts
         names = inspect.signature(original).parameters
         networks.update({key: args[i] for i, key in enumerate(names) if key in ("generator", "ema")})
-        if clock() - start > limit:
+        if clock(device) - start > limit:
             raise TimeIsUpError
         steps += 1
         return original(*args)
@@ -481,21 +608,17 @@ def learned(job):
             script.main([*flags, "--max-steps", "1"] if who == "tutorial" else [*flags, *more])
         if who == "tutorial":
             player, step = tutorial(name, torch.device(device))
-            start, steps = clock(), 0
-            while clock() - start < limit:
+            start, steps = clock(device), 0
+            while clock(device) - start < limit:
                 step()
                 steps += 1
             networks = {"generator": player.generator, "ema": player.ema}
-        taken = clock() - start  # less than the limit if the script has come to its end
+        taken = clock(device) - start  # less than the limit if the script has come to its end
         checkpoint = script.load_checkpoint(run / "checkpoint.pt")
         states = {key: networks[key].state_dict() for key in ("generator", "ema") if key in checkpoint}
         torch.save(checkpoint | states, run / "checkpoint.pt")
         images, labels = claims.generated(script, run / "checkpoint.pt", samples, device)
-        found = claims.Judge("mnist", images, device)(images, labels)
-    row = {"script": f"{name}.py", "loop": who, "minutes": f"{taken / 60:.1f}", "steps": f"{steps:,}"}
-    row |= {"distance": f"{found['distance']:.1f}"}
-    keys = "precision", "recall", "confidence", "class_accuracy"
-    return row | {key: f"{found[key]:.3f}" for key in keys if found.get(key) is not None}
+    return images, labels, taken, steps
 
 
 def learn(names, flags, device, minutes, samples):

@@ -1,0 +1,39 @@
+"""evidence/benchmark.py on the scripts of the light frame."""
+
+import sys
+
+import pytest
+import torch
+
+from test_scripts import ROOT, SCRIPTS
+
+sys.path.insert(0, str(ROOT / "evidence"))
+
+import benchmark
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_step_can_be_timed_in_all_forms(name):
+    device = torch.device("cpu")
+    for precision in benchmark.precisions(name):
+        step, batch = benchmark.ours(name, device, precision)
+        assert batch()["real"].min() >= -1
+        step()
+    benchmark.ours(name, device, "fp32", channels_last=False)[0]()
+    player, step = benchmark.tutorial(name, device)
+    before = next(player.generator.parameters()).detach().clone()
+    step()
+    assert not torch.equal(before, next(player.generator.parameters()))
+    assert benchmark.precisions(name) == (("fp32", "bf16") if name == "dcgan32_wgan_sn" else ("fp32",))
+
+
+@pytest.mark.parametrize("who", ["script", "tutorial"])
+def test_what_a_script_learns_in_a_time(who, monkeypatch):
+    """The same steps as the script's own: an epoch of few images ends before the time does."""
+    monkeypatch.chdir(ROOT)
+    flags = ["--limit", "24", "--batch-size", "4", "--epochs", "1"]
+    images, labels, taken, steps = benchmark.light_samples("cgan", who, flags, 1.0, 30, "cpu")
+    assert (images.dtype, images.shape) == (torch.uint8, (30, 1, 28, 28))
+    assert labels.tolist() == [*range(10)] * 3
+    assert taken < 60
+    assert steps == 6 if who == "script" else steps > 0
