@@ -1,15 +1,10 @@
 """evidence/benchmark.py on the scripts of the light frame."""
 
-import sys
-
 import pytest
 import torch
 
-from test_scripts import ROOT, SCRIPTS
-
-sys.path.insert(0, str(ROOT / "evidence"))
-
 import benchmark
+from test_scripts import ROOT, SCRIPTS
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

@@ -16,6 +16,7 @@ from PIL import Image
 from torchvision import datasets
 
 import dcgan_mnist
+import export
 import fid
 import vanilla_gan
 from test_scripts import OWN, ROOT, SCRIPTS, assert_same_bits, fails, read, short
@@ -106,6 +107,17 @@ def test_a_film_has_at_most_100_frames(tmp_path):
     args = dcgan_mnist.parse_args(["--device", "cpu"])
     dcgan_mnist.draw(dcgan_mnist.build(args)["generator"], tmp_path, 251, args)
     assert 50 < Image.open(tmp_path / "progress.gif").n_frames <= 100
+
+
+def test_an_exported_generator_draws_what_its_checkpoint_draws(trained, tmp_path):
+    """To a grey level, for its weights are halved; it is small, and names no folder of the machine."""
+    script, folder = trained
+    export.main([str(folder / "checkpoint.pt"), str(tmp_path / "small.pt")])
+    assert (tmp_path / "small.pt").stat().st_size < (folder / "checkpoint.pt").stat().st_size / 4
+    assert str(ROOT) not in str(read(tmp_path / "small.pt")["settings"])
+    z = torch.rand(4, 100)
+    whole, half = (script.load_generator(path) for path in (folder / "checkpoint.pt", tmp_path / "small.pt"))
+    assert (script.sample(whole, z) - script.sample(half, z)).abs().max() < 1 / 255
 
 
 # %% Distances

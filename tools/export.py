@@ -3,8 +3,8 @@
     python tools/export.py runs/cgan/001/checkpoint.pt pretrained/cgan.pt
     python cgan.py --generate 100 --label 7 --checkpoint pretrained/cgan.pt
 
-A checkpoint also has the second network, the optimisers' averages of each weight's gradient, and the figures
-of every step, so that a run can go on. Without them, and with 16 bits for each weight instead of 32, it is a
+A checkpoint also has the second network, the optimisers' averages of each weight's gradient, and what
+was reported, so that a run can go on. Without them, and with 16 bits for each weight instead of 32, it is a
 sixth of the size, or less. Biases, and the averages that batch normalisation keeps, are few and stay as they
 are.
 
@@ -39,7 +39,7 @@ def export(checkpoint):
     usual |= {"checkpoint": None, "device": "auto"}
     settings = {name: usual.get(name, value) for name, value in checkpoint["settings"].items()}
     weights = {key: halved(tensor) for key, tensor in checkpoint[name].items()}
-    return {"script": checkpoint["script"], "settings": settings, "step": checkpoint["step"], name: weights}
+    return {"script": checkpoint["script"], "settings": settings, name: weights}
 
 
 def main(argv=None):
@@ -58,9 +58,7 @@ def main(argv=None):
         torch.save(small, args.path)
     except (OSError, RuntimeError) as error:
         fail(f"{args.path}: {error}")
-    print(
-        f"{small['script']}.py after {small['step']:,} steps, {Path(args.path).stat().st_size / 1e6:.1f} MB"
-    )
+    print(f"the generator of {small['script']}.py, {Path(args.path).stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
