@@ -201,11 +201,13 @@ def test_sampling_is_per_image_and_leaves_the_generator_as_it_was(script):
     assert_same_bits(generator.state_dict(), before)  # running averages, too
 
 
-def test_pretrained_generators_draw(script, tmp_path):
-    generator = script.load_generator(ROOT / "pretrained" / f"{script.SCRIPT}.pt")
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if (ROOT / f"pretrained/{name}.pt").exists()])
+def test_pretrained_generators_draw(name):
+    script = importlib.import_module(name)
+    generator = script.load_generator(ROOT / "pretrained" / f"{name}.pt")
     torch.manual_seed(0)
     noise = dcgan32_wgan_sn.uniform if script is dcgan32_wgan_sn else torch.randn
-    images = script.sample(generator, noise(64, 100), *([torch.arange(64) % 10] if script is cgan else []))
+    images = script.sample(generator, noise(64, 100))
     assert 0.05 < images.mean() < 0.5  # light strokes or clothes on black
     assert images.var(0).mean() > 0.02  # and no two alike
 
