@@ -23,8 +23,8 @@ drawn at random:
 New against dcgan_mnist.py: no sigmoid and no logarithm; no batch normalisation in C, since the penalty is per
 image; five steps of C, on fresh batches, per step of G; Adam with betas (0, 0.9).
 
-What to watch: `wasserstein`, the gap. It rises at first while digits improve; ignore it until it peaks. Try
---weight-clip 0.01, the first WGAN's way to bound the slope. What happens to gradient_norm?
+What to watch: `wasserstein`, the gap. Once C has found it, after an epoch, it falls as the digits improve.
+Try --weight-clip 0.01, the first WGAN's way to bound the slope. What happens to gradient_norm?
 
 Paper: Gulrajani et al. 2017, arXiv 1704.00028; Arjovsky et al. 2017, 1701.07875. Departures: networks and
 initial weights of dcgan_mnist.py; rates of 2e-3, not 1e-4 (with clipping: Adam, not RMSprop at 5e-5).
