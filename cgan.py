@@ -185,7 +185,7 @@ def generator_loss(fake_logits):
 
 # %% Training step
 
-PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # the metrics of a step, by panel of losses.png
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # metrics of a step, as in losses.png
 
 
 def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes, real_label):

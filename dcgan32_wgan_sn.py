@@ -186,7 +186,7 @@ def generator_loss(fake_scores):
 
 # %% Training step
 
-PANELS = [["c_real", "c_fake"], ["diversity"]]  # the metrics of a step, by panel of losses.png
+PANELS = [["c_real", "c_fake"], ["diversity"]]  # metrics of a step, as in losses.png
 
 
 def uniform(n, latent_dim, **options):

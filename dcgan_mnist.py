@@ -73,12 +73,7 @@ def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
     add("--real-label", type=positive, default=0.9, help="D's target for real images, at most 1")
     add("--d-layers", type=int, choices=[2, 3], default=3, help="convolutions in D")
-    add(
-        "--width",
-        type=count,
-        default=16,
-        help="channels of D's first convolution; the others have multiples of it",
-    )
+    add("--width", type=count, default=16, help="channels of D's first convolution; other layers have more")
     add("--refine", action="store_true", help="a third block in G, at 28x28")
     add("--init", choices=["normal", "pytorch"], default="normal", help="N(0, 0.02^2), or PyTorch's weights")
     add("--instance-noise", type=non_negative, default=0.0, help="std of noise on all that D sees, at first")
@@ -191,11 +186,7 @@ def generator_loss(fake_logits):
 
 # %% Training step
 
-PANELS = [
-    ["d_loss", "g_loss"],
-    ["d_real", "d_fake"],
-    ["diversity"],
-]  # the metrics of a step, by panel of losses.png
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["diversity"]]  # metrics of a step, as in losses.png
 
 
 def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_label, noise_std=0.0):
@@ -233,9 +224,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_la
 
 def diagnose(means, real_label):
     """The failures that the means of an epoch show, each as one line."""
-    if (
-        means["d_real"] > 0.9 * real_label and means["d_fake"] < 0.02
-    ):  # close to its targets, real_label and 0
+    if means["d_real"] > 0.9 * real_label and means["d_fake"] < 0.02:  # close to its two targets
         yield "D wins, and G learns slowly: raise --lr-g"
     if means["diversity"] < 0.5:
         yield "mode collapse: all samples look alike"

@@ -188,7 +188,7 @@ def gradient_penalty(critic, real, fake):
 
 # %% Training step
 
-PANELS = [["wasserstein"], ["gradient_norm"]]  # the metrics of a step, by panel of losses.png
+PANELS = [["wasserstein"], ["gradient_norm"]]  # metrics of a step, as in losses.png
 
 
 def train_step(generator, critic, optimizer_g, optimizer_c, real, n_critic, gp_weight, weight_clip=None):
