@@ -2,7 +2,7 @@
 
     python cgan.py                                      # 25 epochs, into runs/cgan/001
     python cgan.py --generate 100 --label 7 --checkpoint runs/cgan/001/checkpoint.pt
-    python cgan.py --dataset folder --data-dir MY       # a class for each folder: MY/cat/*.png, MY/dog/*.jpg
+    python cgan.py --dataset folder --data-dir MY       # one folder per class: MY/cat/*.png, MY/dog/*.jpg
 
         z, class ──► G ──► fake, class ──┐
                                          ├──► D ──► a real image of that class?
@@ -16,10 +16,10 @@ A GAN draws you a digit, but you cannot ask for a 7. The remedy is simple: tell 
 Nothing here says "draw a 7". But D sees real images only with their own class, so a perfect 3 labelled 7 is
 as much a fake as a blot. To fool D, G has to draw what it is told: in effect ten GANs that share weights.
 
-New against dcgan_mnist.py: in G, ten learned numbers for the class are appended to z; in D, a learned picture
-for the class is a second channel beside the image.
+New against dcgan_mnist.py: in G, each class has ten learned numbers, appended to z; in D, a learned picture,
+a second channel beside the image.
 
-What to watch: the pictures. A row is a class and a column one z, so what a column has in common, slant and
+What to watch: the pictures. Each row is a class and each column one z, so what a column shares, slant and
 stroke width, is what z controls. Try --mlp, a G with one hidden layer. What does it lose?
 
 Paper: Mirza and Osindero 2014, arXiv 1411.1784. Departures: networks and recipe of dcgan_mnist.py, at half
@@ -185,7 +185,7 @@ def generator_loss(fake_logits):
 
 # %% Training step
 
-PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # the metrics of a step, by panel of losses.png
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # metrics of a step, as in losses.png
 
 
 def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes, real_label):
@@ -198,7 +198,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes
     d_loss.backward()
     optimizer_d.step()
 
-    # G learns to fool the D that has just learned, with the same fakes; D itself is frozen.
+    # G learns to fool the updated D, which is frozen now; the fakes are the same.
     discriminator.requires_grad_(False)
     g_loss = generator_loss(discriminator(fake, classes))
     optimizer_g.zero_grad()
@@ -215,7 +215,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes
 
 
 def build(args):
-    """The networks and optimisers of a run, named as train_step's arguments."""
+    """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
     generator = Generator(args.latent_dim, args.width, len(args.class_names), args.mlp)
     discriminator = Discriminator(args.width, args.d_layers, len(args.class_names))
@@ -246,15 +246,15 @@ def train(args):
     generator = parts["generator"]
     history = []  # the mean metrics of each epoch
     if args.resume:
-        history = read_checkpoint(args.resume, **parts)["history"]
-        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # the rates may be new
+        history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
+        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
         fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
     if args.fid_every:
         import fid
 
-        judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # trains its classifier once
+        judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
     (folder / "samples").mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
@@ -263,7 +263,7 @@ def train(args):
     for epoch in range(len(history) + 1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         order = torch.randperm(len(images)).to(args.device)
-        batches = order.split(batch_size)[: len(images) // batch_size]  # without the last, short one
+        batches = order.split(batch_size)[: len(images) // batch_size]  # whole ones only
         metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False):
             real = images[batch].float() / 127.5 - 1
@@ -296,7 +296,7 @@ def load_images(args):
     dataset_class = datasets.MNIST if args.dataset == "mnist" else datasets.FashionMNIST
     try:
         dataset = dataset_class(args.data_dir, download=True)
-    except Exception as error:  # its type depends on where torchvision stumbles
+    except Exception as error:  # of many types
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     torch.manual_seed(args.seed)
     chosen = torch.randperm(len(dataset))[: args.limit]
@@ -349,8 +349,8 @@ def draw(generator, folder, epoch, args):
     classes = torch.arange(rows).repeat_interleave(10)  # one for each class
     images = sample(generator, z.repeat(rows, 1), classes)
     save_image(images, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=10)
-    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # each row turns from z1 to z2 and, unlike
-    walk = t.cos() * z[0] + t.sin() * z[1]  # a straight line, stays in N(0, I)
+    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # on an arc from z1 to z2, all z are from N(0, I)
+    walk = t.cos() * z[0] + t.sin() * z[1]
     save_image(sample(generator, walk.repeat(rows, 1), classes), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
@@ -385,11 +385,11 @@ def open_folder(args, parent):
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
+    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
-    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
+    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this command, not of the run
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
@@ -397,7 +397,7 @@ def save(parts, history, folder, args):
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
 
 
-def read_checkpoint(path, **modules):
+def load_checkpoint(path, **modules):
     """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
@@ -405,17 +405,17 @@ def read_checkpoint(path, **modules):
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
-    except Exception as error:  # its type depends on where the damage is
+    except Exception as error:  # of many types
         fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
 
 def load_generator(path, device="cpu"):
     """The generator of a checkpoint, for any program: sample(load_generator(path), torch.randn(64, 100))."""
-    settings = read_checkpoint(path)["settings"]
+    settings = load_checkpoint(path)["settings"]
     classes = len(settings["class_names"])
     generator = Generator(settings["latent_dim"], settings["width"], classes, settings["mlp"])
-    read_checkpoint(path, generator=generator)
+    load_checkpoint(path, generator=generator)
     return generator.to(device).eval()
 
 
@@ -423,26 +423,26 @@ def load_generator(path, device="cpu"):
 
 
 def parse_args(argv=None):
-    """The settings. Flags that are given win over --published, and that over a checkpoint's settings."""
+    """The settings: a flag that is given, else --published, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.split("\n")[0]
-    parser.error = fail  # one line for wrong usage, too
+    parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
-    args = parser.parse_args(argv)
-    if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
+    args = parser.parse_args(argv)  # a first look, for --resume and the like
+    if bool(args.generate) != bool(args.checkpoint) or (args.generate and args.resume):
         fail("--generate N needs --checkpoint PATH, and no --resume")
     if args.resume or args.checkpoint:
-        parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
+        parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     if args.published:
         parser.set_defaults(**PUBLISHED)
-    args = parser.parse_args(argv)  # again, over the new defaults
+    args = parser.parse_args(argv)  # with the new defaults
     if args.fid_every and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # its type depends on the device
+    except Exception:  # of many types
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 

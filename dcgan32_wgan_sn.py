@@ -8,20 +8,20 @@
 
 A critic must not be steep. wgan_gp.py asks for that with a penalty, which takes a gradient of a gradient in
 every step. Can the bound be built into the layers? Take the weights of a layer as a matrix W. It stretches
-one direction most, by its largest singular value sigma. Divided by sigma, no layer is steep, nor is
-LeakyReLU. So the slope of the whole critic is bounded, and the Wasserstein loss needs no penalty:
+one direction most, by its largest singular value sigma. With W / sigma no layer is steep, nor is LeakyReLU.
+So the slope of the whole critic is bounded, and the Wasserstein loss needs no penalty:
 
     L_C = E[C(G(z))] - E[C(x)]        L_G = -E[C(G(z))]
 
 Where does sigma come from? Power iteration: keep multiplying a vector by W and its transpose; it turns
-towards the direction that W stretches most. One round at each use will do, because W changes slowly.
+towards the direction that W stretches most. One round per use will do, because W changes slowly.
 
-Batch normalisation in the critic breaks the bound: it divides by a standard deviation, and whatever scale the
-layers before it had cancels. Tutorials put both into one critic, and so does this script, for the samples are
-better. But what is at work there is batch normalisation; for the bound itself, take --critic-norm none.
+Batch normalisation in the critic breaks the bound: it divides by a standard deviation, which cancels the
+scale of the layers before it. Tutorials put both into one critic, and so does this script, since the samples
+are better. But there batch normalisation does the work; for the bound itself, take --critic-norm none.
 
-What to watch: stages.png, the samples after 200, 4,000, 8,000 and 20,000 steps. Try --critic-norm none, with
---no-spectral-norm and without. What becomes of c_real - c_fake?
+What to watch: stages.png, the samples after 200, 4,000, 8,000 and 20,000 steps. Try --critic-norm none
+with and without --no-spectral-norm. What happens to c_real - c_fake?
 
 Papers: Miyato et al. 2018, arXiv 1802.05957; Arjovsky et al. 2017, 1701.07875. Departures from the first:
 this loss, kernels of 5, PyTorch's initial weights, z from U(-1, 1)^100; from the second: Adam, no clipping,
@@ -79,7 +79,7 @@ def add_flags(add):
     add("--latent-dim", type=count, default=100, help="length of the noise vector z")
     choices = ["fashion_mnist", "mnist", "cifar10"]
     add("--dataset", choices=choices, default="fashion_mnist", help="what to train on")
-    add("--data-dir", default="data", help="where the data set is, or is downloaded to")
+    add("--data-dir", default="data", help="where the data set is, or will be downloaded")
     add("--limit", type=count, metavar="N", help="train on N of the images only, for a quick look")
     add("--fid-every", type=count, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
@@ -186,7 +186,7 @@ def generator_loss(fake_scores):
 
 # %% Training step
 
-PANELS = [["c_real", "c_fake"], ["diversity"]]  # the metrics of a step, by panel of losses.png
+PANELS = [["c_real", "c_fake"], ["diversity"]]  # metrics of a step, as in losses.png
 
 
 def uniform(n, latent_dim, **options):
@@ -227,7 +227,7 @@ def train_step(generator, critic, optimizer_g, optimizer_c, real, loss="wasserst
 
 
 def build(args):
-    """The networks and optimisers of a run, named as train_step's arguments."""
+    """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
     channels = 3 if args.dataset == "cifar10" else 1
     generator = Generator(args.latent_dim, channels)
@@ -253,15 +253,15 @@ def train(args):
     generator = parts["generator"]
     history = []  # the mean metrics of each epoch
     if args.resume:
-        history = read_checkpoint(args.resume, **parts)["history"]
-        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # the rates may be new
+        history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
+        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_c"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
         fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
     if args.fid_every:
         import fid
 
-        judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # trains its classifier once
+        judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
     (folder / "samples").mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
@@ -270,7 +270,7 @@ def train(args):
     for epoch in range(len(history) + 1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         order = torch.randperm(len(images)).to(args.device)
-        batches = order.split(batch_size)[: len(images) // batch_size]  # without the last, short one
+        batches = order.split(batch_size)[: len(images) // batch_size]  # whole ones only
         metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False):
             real = images[batch].float() / 127.5 - 1
@@ -305,7 +305,7 @@ def load_images(args):
     dataset_class = getattr(datasets, names[args.dataset])
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, download=True).data)
-    except Exception as error:  # its type depends on where torchvision stumbles
+    except Exception as error:  # of many types
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     images = images.movedim(3, 1) if images.ndim == 4 else F.pad(images[:, None], (2, 2, 2, 2))
     torch.manual_seed(args.seed)
@@ -370,11 +370,11 @@ def open_folder(args, parent):
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
+    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
-    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
+    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this command, not of the run
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
@@ -382,7 +382,7 @@ def save(parts, history, folder, args):
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
 
 
-def read_checkpoint(path, **modules):
+def load_checkpoint(path, **modules):
     """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
@@ -390,16 +390,16 @@ def read_checkpoint(path, **modules):
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
-    except Exception as error:  # its type depends on where the damage is
+    except Exception as error:  # of many types
         fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
 
 def load_generator(path, device="cpu"):
     """The generator of a checkpoint, for any program: sample(load_generator(path), uniform(64, 100))."""
-    settings = read_checkpoint(path)["settings"]
+    settings = load_checkpoint(path)["settings"]
     generator = Generator(settings["latent_dim"], 3 if settings["dataset"] == "cifar10" else 1)
-    read_checkpoint(path, generator=generator)
+    load_checkpoint(path, generator=generator)
     return generator.to(device).eval()
 
 
@@ -407,26 +407,26 @@ def load_generator(path, device="cpu"):
 
 
 def parse_args(argv=None):
-    """The settings. Flags that are given win over --published, and that over a checkpoint's settings."""
+    """The settings: a flag that is given, else --published, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.split("\n")[0]
-    parser.error = fail  # one line for wrong usage, too
+    parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
-    args = parser.parse_args(argv)
-    if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
+    args = parser.parse_args(argv)  # a first look, for --resume and the like
+    if bool(args.generate) != bool(args.checkpoint) or (args.generate and args.resume):
         fail("--generate N needs --checkpoint PATH, and no --resume")
     if args.resume or args.checkpoint:
-        parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
+        parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     if args.published:
         parser.set_defaults(**PUBLISHED)
-    args = parser.parse_args(argv)  # again, over the new defaults
+    args = parser.parse_args(argv)  # with the new defaults
     if args.fid_every and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # its type depends on the device
+    except Exception:  # of many types
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 

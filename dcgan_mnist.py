@@ -7,14 +7,14 @@
     z ──► 7x7 ──► 14x14 ──► 28x28 ──► 14x14 ──► 7x7 ──► 3x3 ──► real or fake?
     └──────────── G ────────────┘ └──────────────── D ──────────────────────┘
 
-To the dense layers of vanilla_gan.py an image is 784 unrelated numbers. A convolution knows that neighbouring
-pixels belong together, but early GANs built from convolutions were hard to train. DCGAN is the recipe that
-worked:
+To the dense layers of vanilla_gan.py, an image is 784 unrelated numbers. A convolution knows that
+neighbouring pixels belong together, but early GANs built from convolutions were hard to train. DCGAN is the
+recipe that worked:
   - no pooling: D halves the image with strided convolutions, G doubles it with transposed ones;
   - batch normalisation in every layer, except at G's output and D's input;
   - ReLU in G, LeakyReLU in D; weights start from N(0, 0.02^2); Adam with beta1 = 0.5.
 The losses are those of vanilla_gan.py, except that the target for real images is 0.9 instead of 1, to keep D
-from becoming too sure of itself. The best D is now 0.9 p / (p + q): against a perfect G it always says 0.45.
+from becoming too sure of itself. So the best D says 0.9 times what it said there: 0.45 against a perfect G.
 
 What to watch: the pictures. G's loss is measured against a D that keeps learning, so it rises while the
 digits improve. Two failures show in the numbers, and the script names them: D wins (D(fake) sticks near 0),
@@ -23,9 +23,9 @@ and mode collapse (G draws the same image whatever z is, and `diversity` drops).
 Try --d-layers 2. Now D has two convolutions, as in many tutorials, and judges an image by 49 patches of 10x10
 pixels. It cannot tell whether top and bottom belong to one digit. Which digits come out wrong?
 
-Paper: Radford et al. 2015, arXiv 1511.06434. Departures: a third convolution in D; 16 channels and rates of
-2e-3, where tutorials have 64 and 2e-4, so that it trains in minutes on a CPU; kernels of 4, not 5; the target
-of 0.9 (Salimans et al. 2016, arXiv 1606.03498).
+Paper: Radford et al. 2015, arXiv 1511.06434. Departures from the paper: kernels of 4, not 5; rates of 2e-3,
+not 2e-4; the target of 0.9 (Salimans et al. 2016, arXiv 1606.03498). From tutorials, so that it trains in
+minutes on a CPU: 16 channels, not 64, and a third convolution in D.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def positive(text):
 
 
 def non_negative(text):
-    """A number above 0, or 0."""
+    """A number, at least 0."""
     return 0.0 if float(text) == 0 else positive(text)
 
 
@@ -73,11 +73,11 @@ def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
     add("--real-label", type=positive, default=0.9, help="D's target for real images, at most 1")
     add("--d-layers", type=int, choices=[2, 3], default=3, help="convolutions in D")
-    add("--width", type=count, default=16, help="channels of D's first convolution")
-    add("--refine", action="store_true", help="a third block in G, as in another tutorial")
+    add("--width", type=count, default=16, help="channels of D's first convolution; other layers have more")
+    add("--refine", action="store_true", help="a third block in G, at 28x28")
     add("--init", choices=["normal", "pytorch"], default="normal", help="N(0, 0.02^2), or PyTorch's weights")
     add("--instance-noise", type=non_negative, default=0.0, help="std of noise on all that D sees, at first")
-    add("--noise-epochs", type=count, default=10, help="epochs in which that noise fades to 0")
+    add("--noise-epochs", type=count, default=10, help="epochs over which that noise fades to 0")
     add("--published", action="store_true", help=f"the tutorials' settings: {PUBLISHED}")
     add("--epochs", type=count, default=25, help="passes over the training images")
     add("--lr-g", type=positive, default=2e-3, help="Adam's learning rate for the generator")
@@ -85,7 +85,7 @@ def add_flags(add):
     add("--batch-size", type=count, default=128, help="images per step")
     add("--latent-dim", type=count, default=100, help="length of the noise vector z")
     add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
-    add("--data-dir", default="data", help="where the data set is, or is downloaded to")
+    add("--data-dir", default="data", help="where the data set is, or will be downloaded")
     add("--limit", type=count, metavar="N", help="train on N of the images only, for a quick look")
     add("--fid-every", type=count, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
@@ -186,11 +186,7 @@ def generator_loss(fake_logits):
 
 # %% Training step
 
-PANELS = [
-    ["d_loss", "g_loss"],
-    ["d_real", "d_fake"],
-    ["diversity"],
-]  # the metrics of a step, by panel of losses.png
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["diversity"]]  # metrics of a step, as in losses.png
 
 
 def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_label, noise_std=0.0):
@@ -201,14 +197,14 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_la
 
     # D learns to tell real from fake. Detached, the fakes carry no gradient back to G.
     fake = generator(torch.randn(len(real), generator.latent_dim, device=real.device))
-    # Batch normalisation must not mix the two, so they go through D one after the other.
+    # Real and fake go through D separately: batch normalisation must not mix them.
     real_logits, fake_logits = discriminator(noisy(real)), discriminator(noisy(fake.detach()))
     d_loss = discriminator_loss(real_logits, fake_logits, real_label)
     optimizer_d.zero_grad()
     d_loss.backward()
     optimizer_d.step()
 
-    # G learns to fool the D that has just learned, with the same fakes; D itself is frozen.
+    # G learns to fool the updated D, which is frozen now; the fakes are the same.
     discriminator.requires_grad_(False)
     g_loss = generator_loss(discriminator(noisy(fake)))
     optimizer_g.zero_grad()
@@ -228,7 +224,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, real_la
 
 def diagnose(means, real_label):
     """The failures that the means of an epoch show, each as one line."""
-    if means["d_real"] > 0.9 * real_label and means["d_fake"] < 0.02:  # D comes close to both targets
+    if means["d_real"] > 0.9 * real_label and means["d_fake"] < 0.02:  # close to its two targets
         yield "D wins, and G learns slowly: raise --lr-g"
     if means["diversity"] < 0.5:
         yield "mode collapse: all samples look alike"
@@ -238,7 +234,7 @@ def diagnose(means, real_label):
 
 
 def build(args):
-    """The networks and optimisers of a run, named as train_step's arguments."""
+    """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
     generator = Generator(args.latent_dim, args.width, args.refine)
     discriminator = Discriminator(args.width, args.d_layers)
@@ -267,15 +263,15 @@ def train(args):
     generator = parts["generator"]
     history = []  # the mean metrics of each epoch
     if args.resume:
-        history = read_checkpoint(args.resume, **parts)["history"]
-        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # the rates may be new
+        history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
+        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
         fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
     if args.fid_every:
         import fid
 
-        judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # trains its classifier once
+        judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
     (folder / "samples").mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
@@ -285,7 +281,7 @@ def train(args):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         noise_std = args.instance_noise * max(0, 1 - (epoch - 1) / args.noise_epochs)
         order = torch.randperm(len(images)).to(args.device)
-        batches = order.split(batch_size)[: len(images) // batch_size]  # without the last, short one
+        batches = order.split(batch_size)[: len(images) // batch_size]  # whole ones only
         metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False):
             real = images[batch].float() / 127.5 - 1
@@ -295,7 +291,7 @@ def train(args):
         history.append({"epoch": epoch} | means)
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
-        if epoch > 1:  # every G begins collapsed
+        if epoch > 1:  # an untrained G always looks collapsed
             for failure in diagnose(means, args.real_label):
                 print(f"  {failure}", flush=True)
         draw(generator, folder, epoch, args)
@@ -319,7 +315,7 @@ def load_images(args):
     dataset_class = datasets.MNIST if args.dataset == "mnist" else datasets.FashionMNIST
     try:
         images = dataset_class(args.data_dir, download=True).data[:, None]
-    except Exception as error:  # its type depends on where torchvision stumbles
+    except Exception as error:  # of many types
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     torch.manual_seed(args.seed)
     return images[torch.randperm(len(images))[: args.limit]].to(args.device)
@@ -340,8 +336,8 @@ def draw(generator, folder, epoch, args):
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(64, args.latent_dim, generator=rng)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
-    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # each row turns from z1 to z2 and, unlike
-    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # a straight line, stays in N(0, I)
+    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # on an arc from z1 to z2, all z are from N(0, I)
+    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # 8 pairs
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
@@ -376,11 +372,11 @@ def open_folder(args, parent):
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
+    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
-    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
+    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this command, not of the run
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
@@ -388,7 +384,7 @@ def save(parts, history, folder, args):
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
 
 
-def read_checkpoint(path, **modules):
+def load_checkpoint(path, **modules):
     """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
@@ -396,16 +392,16 @@ def read_checkpoint(path, **modules):
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
-    except Exception as error:  # its type depends on where the damage is
+    except Exception as error:  # of many types
         fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
 
 def load_generator(path, device="cpu"):
     """The generator of a checkpoint, for any program: sample(load_generator(path), torch.randn(64, 100))."""
-    settings = read_checkpoint(path)["settings"]
+    settings = load_checkpoint(path)["settings"]
     generator = Generator(settings["latent_dim"], settings["width"], settings["refine"])
-    read_checkpoint(path, generator=generator)
+    load_checkpoint(path, generator=generator)
     return generator.to(device).eval()
 
 
@@ -413,26 +409,26 @@ def load_generator(path, device="cpu"):
 
 
 def parse_args(argv=None):
-    """The settings. Flags that are given win over --published, and that over a checkpoint's settings."""
+    """The settings: a flag that is given, else --published, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.split("\n")[0]
-    parser.error = fail  # one line for wrong usage, too
+    parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
-    args = parser.parse_args(argv)
-    if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
+    args = parser.parse_args(argv)  # a first look, for --resume and the like
+    if bool(args.generate) != bool(args.checkpoint) or (args.generate and args.resume):
         fail("--generate N needs --checkpoint PATH, and no --resume")
     if args.resume or args.checkpoint:
-        parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
+        parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     if args.published:
         parser.set_defaults(**PUBLISHED)
-    args = parser.parse_args(argv)  # again, over the new defaults
+    args = parser.parse_args(argv)  # with the new defaults
     if args.fid_every and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # its type depends on the device
+    except Exception:  # of many types
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 

@@ -9,17 +9,17 @@
 
 How do you teach a network to draw, when no formula says how good a drawing is? Let a second network be the
 judge. The generator G turns noise z into an image; the discriminator D gives the probability that an image
-is real. With real images x, D tries to raise V, and G to lower it:
+is real. D tries to raise V, and G to lower it; x stands for real images:
 
     V = E[log D(x)] + E[log(1 - D(G(z)))]
 
 What does this game do to G? Let p be the density of real images and q that of fakes. The best D says
 p / (p + q), and then V is 2 JSD(p, q) - 2 log 2. The Jensen-Shannon divergence JSD is 0 only when p = q, so
-against the best D, G draws ever closer to real images. Watch D: evenly matched players keep it near 1/2.
+lowering V against the best D moves the fakes towards real images. Watch D: evenly matched, it is near 1/2.
 
 Yet G is not trained on V. At first D sees through every fake: its logit is far below 0, where log(1 - D) is
-flat. So G lowers -log D(G(z)) instead, steep just there. Let D run ahead, --lr-d 2e-3 --lr-g 2e-5, and try
-both: --generator-loss minimax is the one from V. Which of them still draws strokes?
+flat. So G lowers -log D(G(z)) instead, steep exactly there. Let D run ahead (--lr-d 2e-3 --lr-g 2e-5) and try
+both losses: --generator-loss minimax is that of V. Which of them still draws strokes?
 
 Paper: Goodfellow et al. 2014, arXiv 1406.2661. Departures, from later practice: batch normalisation and Tanh
 in G, LeakyReLU in D (the paper: maxout, dropout), Adam, weights from N(0, 0.02^2).
@@ -69,7 +69,7 @@ def add_flags(add):
     add("--batch-size", type=count, default=128, help="images per step")
     add("--latent-dim", type=count, default=100, help="length of the noise vector z")
     add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
-    add("--data-dir", default="data", help="where the data set is, or is downloaded to")
+    add("--data-dir", default="data", help="where the data set is, or will be downloaded")
     add("--limit", type=count, metavar="N", help="train on N of the images only, for a quick look")
     add("--fid-every", type=count, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
@@ -155,7 +155,7 @@ def generator_loss(fake_logits, minimax=False):
 
 # %% Training step
 
-PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # the metrics of a step, by panel of losses.png
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # metrics of a step, as in losses.png
 
 
 def train_step(generator, discriminator, optimizer_g, optimizer_d, real, minimax):
@@ -169,7 +169,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, minimax
     d_loss.backward()
     optimizer_d.step()
 
-    # G learns to fool the D that has just learned; D itself is frozen.
+    # G learns to fool the updated D, which is frozen now.
     discriminator.requires_grad_(False)
     fake = generator(torch.randn(len(real), generator.latent_dim, device=real.device))
     g_loss = generator_loss(discriminator(fake), minimax)
@@ -187,7 +187,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, minimax
 
 
 def build(args):
-    """The networks and optimisers of a run, named as train_step's arguments."""
+    """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
     generator = Generator(args.latent_dim).apply(init_weights).to(args.device)
     discriminator = Discriminator().apply(init_weights).to(args.device)
@@ -210,15 +210,15 @@ def train(args):
     generator = parts["generator"]
     history = []  # the mean metrics of each epoch
     if args.resume:
-        history = read_checkpoint(args.resume, **parts)["history"]
-        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # the rates may be new
+        history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
+        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
         fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
     if args.fid_every:
         import fid
 
-        judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # trains its classifier once
+        judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
     (folder / "samples").mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
@@ -227,7 +227,7 @@ def train(args):
     for epoch in range(len(history) + 1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         order = torch.randperm(len(images)).to(args.device)
-        batches = order.split(batch_size)[: len(images) // batch_size]  # without the last, short one
+        batches = order.split(batch_size)[: len(images) // batch_size]  # whole ones only
         metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False):
             real = images[batch].float() / 127.5 - 1
@@ -258,7 +258,7 @@ def load_images(args):
     dataset_class = datasets.MNIST if args.dataset == "mnist" else datasets.FashionMNIST
     try:
         images = dataset_class(args.data_dir, download=True).data[:, None]
-    except Exception as error:  # its type depends on where torchvision stumbles
+    except Exception as error:  # of many types
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     torch.manual_seed(args.seed)
     return images[torch.randperm(len(images))[: args.limit]].to(args.device)
@@ -279,8 +279,8 @@ def draw(generator, folder, epoch, args):
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(64, args.latent_dim, generator=rng)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
-    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # each row turns from z1 to z2 and, unlike
-    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # a straight line, stays in N(0, I)
+    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # on an arc from z1 to z2, all z are from N(0, I)
+    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # 8 pairs
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
@@ -315,11 +315,11 @@ def open_folder(args, parent):
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
+    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
-    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
+    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this command, not of the run
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
@@ -327,7 +327,7 @@ def save(parts, history, folder, args):
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
 
 
-def read_checkpoint(path, **modules):
+def load_checkpoint(path, **modules):
     """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
@@ -335,15 +335,15 @@ def read_checkpoint(path, **modules):
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
-    except Exception as error:  # its type depends on where the damage is
+    except Exception as error:  # of many types
         fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
 
 def load_generator(path, device="cpu"):
     """The generator of a checkpoint, for any program: sample(load_generator(path), torch.randn(64, 100))."""
-    generator = Generator(read_checkpoint(path)["settings"]["latent_dim"])
-    read_checkpoint(path, generator=generator)
+    generator = Generator(load_checkpoint(path)["settings"]["latent_dim"])
+    load_checkpoint(path, generator=generator)
     return generator.to(device).eval()
 
 
@@ -351,24 +351,24 @@ def load_generator(path, device="cpu"):
 
 
 def parse_args(argv=None):
-    """The settings. Flags that are given win over a checkpoint's settings."""
+    """The settings: a flag that is given, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.split("\n")[0]
-    parser.error = fail  # one line for wrong usage, too
+    parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
-    args = parser.parse_args(argv)
-    if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
+    args = parser.parse_args(argv)  # a first look, for --resume and the like
+    if bool(args.generate) != bool(args.checkpoint) or (args.generate and args.resume):
         fail("--generate N needs --checkpoint PATH, and no --resume")
     if args.resume or args.checkpoint:
-        parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
-    args = parser.parse_args(argv)  # again, over the new defaults
+        parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
+    args = parser.parse_args(argv)  # with the new defaults
     if args.fid_every and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # its type depends on the device
+    except Exception:  # of many types
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 

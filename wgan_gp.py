@@ -11,20 +11,20 @@
 While the fakes look nothing like real images, some D tells them apart without fail. JSD is stuck at log 2,
 and gives G no slope to walk down. The Wasserstein distance W has no such plateau. It is the least work, mass
 times distance, that turns one pile into the other. And it is something a network can learn: W equals the
-widest gap E[C(x)] - E[C(G(z))] that a function C with slope at most 1 can open.
+widest gap E[C(x)] - E[C(G(z))] that any C of slope at most 1 can open.
 
 So the critic C pushes the scores of real and fake apart, and a penalty stops it from getting steep. The best
-C has slope 1 along the line from a fake to the real image that it would be carried to. Nobody knows these
-pairs, so they are drawn at random:
+C has slope 1 on the line that would carry a fake to its real image. Nobody knows these pairs, so they are
+drawn at random:
 
     x' = t x + (1 - t) G(z), with t from U(0, 1)        L_G = -E[C(G(z))]
     L_C = E[C(G(z))] - E[C(x)] + 10 E[(|gradient of C at x'| - 1)^2]
 
 New against dcgan_mnist.py: no sigmoid and no logarithm; no batch normalisation in C, since the penalty is per
-image; five steps of C, on fresh batches, for one of G; Adam with betas (0, 0.9).
+image; five steps of C, on fresh batches, per step of G; Adam with betas (0, 0.9).
 
-What to watch: `wasserstein`, the gap. It rises at first while digits improve; ignore it until it peaks. Try
---weight-clip 0.01, the first WGAN's way to bound the slope. What becomes of gradient_norm?
+What to watch: `wasserstein`, the gap. Once C has found it, after an epoch, it falls as the digits improve.
+Try --weight-clip 0.01, the first WGAN's way to bound the slope. What happens to gradient_norm?
 
 Paper: Gulrajani et al. 2017, arXiv 1704.00028; Arjovsky et al. 2017, 1701.07875. Departures: networks and
 initial weights of dcgan_mnist.py; rates of 2e-3, not 1e-4 (with clipping: Adam, not RMSprop at 5e-5).
@@ -59,7 +59,7 @@ def positive(text):
 
 
 def non_negative(text):
-    """A number above 0, or 0."""
+    """A number, at least 0."""
     return 0.0 if float(text) == 0 else positive(text)
 
 
@@ -85,7 +85,7 @@ def add_flags(add):
     add("--batch-size", type=count, default=64, help="images per step of the critic")
     add("--latent-dim", type=count, default=100, help="length of the noise vector z")
     add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
-    add("--data-dir", default="data", help="where the data set is, or is downloaded to")
+    add("--data-dir", default="data", help="where the data set is, or will be downloaded")
     add("--limit", type=count, metavar="N", help="train on N of the images only, for a quick look")
     add("--fid-every", type=count, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
@@ -188,7 +188,7 @@ def gradient_penalty(critic, real, fake):
 
 # %% Training step
 
-PANELS = [["wasserstein"], ["gradient_norm"]]  # the metrics of a step, by panel of losses.png
+PANELS = [["wasserstein"], ["gradient_norm"]]  # metrics of a step, as in losses.png
 
 
 def train_step(generator, critic, optimizer_g, optimizer_c, real, n_critic, gp_weight, weight_clip=None):
@@ -232,7 +232,7 @@ def train_step(generator, critic, optimizer_g, optimizer_c, real, n_critic, gp_w
 
 
 def build(args):
-    """The networks and optimisers of a run, named as train_step's arguments."""
+    """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
     generator = Generator(args.latent_dim, args.width)
     critic = Critic(args.width, args.d_layers)
@@ -261,15 +261,15 @@ def train(args):
     generator = parts["generator"]
     history = []  # the mean metrics of each epoch
     if args.resume:
-        history = read_checkpoint(args.resume, **parts)["history"]
-        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # the rates may be new
+        history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
+        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_c"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
         fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
     if args.fid_every:
         import fid
 
-        judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # trains its classifier once
+        judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
     (folder / "samples").mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
@@ -278,7 +278,7 @@ def train(args):
     for epoch in range(len(history) + 1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         order = torch.randperm(len(images)).to(args.device)
-        batches = order.split(batch_size)[: len(images) // batch_size]  # without the last, short one
+        batches = order.split(batch_size)[: len(images) // batch_size]  # whole ones only
         metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False):
             real = images[batch].float() / 127.5 - 1
@@ -309,7 +309,7 @@ def load_images(args):
     dataset_class = datasets.MNIST if args.dataset == "mnist" else datasets.FashionMNIST
     try:
         images = dataset_class(args.data_dir, download=True).data[:, None]
-    except Exception as error:  # its type depends on where torchvision stumbles
+    except Exception as error:  # of many types
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     torch.manual_seed(args.seed)
     return images[torch.randperm(len(images))[: args.limit]].to(args.device)
@@ -330,8 +330,8 @@ def draw(generator, folder, epoch, args):
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(64, args.latent_dim, generator=rng)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
-    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # each row turns from z1 to z2 and, unlike
-    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # a straight line, stays in N(0, I)
+    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # on an arc from z1 to z2, all z are from N(0, I)
+    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # 8 pairs
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
@@ -366,11 +366,11 @@ def open_folder(args, parent):
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
+    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
-    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
+    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this command, not of the run
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
@@ -378,7 +378,7 @@ def save(parts, history, folder, args):
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
 
 
-def read_checkpoint(path, **modules):
+def load_checkpoint(path, **modules):
     """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
@@ -386,16 +386,16 @@ def read_checkpoint(path, **modules):
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
-    except Exception as error:  # its type depends on where the damage is
+    except Exception as error:  # of many types
         fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
 
 def load_generator(path, device="cpu"):
     """The generator of a checkpoint, for any program: sample(load_generator(path), torch.randn(64, 100))."""
-    settings = read_checkpoint(path)["settings"]
+    settings = load_checkpoint(path)["settings"]
     generator = Generator(settings["latent_dim"], settings["width"])
-    read_checkpoint(path, generator=generator)
+    load_checkpoint(path, generator=generator)
     return generator.to(device).eval()
 
 
@@ -403,26 +403,26 @@ def load_generator(path, device="cpu"):
 
 
 def parse_args(argv=None):
-    """The settings. Flags that are given win over --published, and that over a checkpoint's settings."""
+    """The settings: a flag that is given, else --published, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.split("\n")[0]
-    parser.error = fail  # one line for wrong usage, too
+    parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
-    args = parser.parse_args(argv)
-    if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
+    args = parser.parse_args(argv)  # a first look, for --resume and the like
+    if bool(args.generate) != bool(args.checkpoint) or (args.generate and args.resume):
         fail("--generate N needs --checkpoint PATH, and no --resume")
     if args.resume or args.checkpoint:
-        parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
+        parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     if args.published:
         parser.set_defaults(**PUBLISHED)
-    args = parser.parse_args(argv)  # again, over the new defaults
+    args = parser.parse_args(argv)  # with the new defaults
     if args.fid_every and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # its type depends on the device
+    except Exception:  # of many types
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 
