@@ -68,7 +68,7 @@ def positive(text):
 
 
 def non_negative(text):
-    """A number above 0, or 0."""
+    """A number, at least 0."""
     return 0.0 if float(text) == 0 else positive(text)
 
 
@@ -82,7 +82,7 @@ def count(text):
 def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
     add("--instance-noise", type=non_negative, default=0.0, help="std of noise on all D sees; faces: 0.5")
-    add("--noise-epochs", type=count, help="epochs in which that noise fades to 0; None: all")
+    add("--noise-epochs", type=count, help="epochs over which that noise fades to 0; None: all")
     add("--epochs", type=count, default=5, help="passes over the training images; faces: 48")
     add("--lr-g", type=positive, default=2e-4, help="Adam's learning rate for the generator")
     add("--lr-d", type=positive, default=2e-4, help="Adam's learning rate for the discriminator")
@@ -90,7 +90,7 @@ def add_flags(add):
     add("--latent-dim", type=count, default=100, help="length of the noise vector z")
     choices = ["celeba", "faces", "folder", "fashion_mnist", "mnist", "cifar10"]
     add("--dataset", choices=choices, help="None: celeba if it is there, else faces, which are cartoons")
-    add("--data-dir", default="data", help="where the data set, or your folder of pictures, is")
+    add("--data-dir", default="data", help="where the data set, or your folder, is")
     add("--limit", type=count, metavar="N", help="train on N of the images only, for a quick look")
     add("--fid-every", type=count, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
@@ -183,7 +183,7 @@ def generator_loss(fake_logits):
 
 # %% Training step
 
-PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # the metrics of a step, by panel of losses.png
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # metrics of a step, as in losses.png
 
 
 def bare(network):
@@ -201,7 +201,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, noise_s
     # D learns to tell real from fake. Detached, the fakes carry no gradient back to G.
     with torch.autocast(real.device.type, torch.bfloat16, enabled=bf16):
         fake = generator(torch.randn(len(real), bare(generator).latent_dim, device=real.device))
-        # Batch normalisation must not mix the two, so they go through D one after the other.
+        # Real and fake go through D separately: batch normalisation must not mix them.
         real_logits = discriminator(noisy(real)).float()
         fake_logits = discriminator(noisy(fake.detach())).float()
     d_loss = discriminator_loss(real_logits, fake_logits)
@@ -209,7 +209,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, noise_s
     d_loss.backward()
     optimizer_d.step()
 
-    # G learns to fool the D that has just learned, with the same fakes; D itself is frozen, and bare, because
+    # G learns to fool the updated D, which is frozen now; the fakes are the same. The bare D, because
     # DistributedDataParallel would wait for its gradients.
     discriminator.requires_grad_(False)
     with torch.autocast(real.device.type, torch.bfloat16, enabled=bf16):
@@ -228,7 +228,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, noise_s
 
 
 def build(args):
-    """The networks and optimisers of a run, named as train_step's arguments."""
+    """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
     channels = 1 if "mnist" in args.dataset else 3
     generator, discriminator = Generator(args.latent_dim, channels), Discriminator(channels)
@@ -277,8 +277,8 @@ def train(args):
     generator = parts["generator"]
     history = []  # the mean metrics of each epoch
     if args.resume:
-        history = read_checkpoint(args.resume, **parts)["history"]
-        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # the rates may be new
+        history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
+        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
         fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
@@ -287,7 +287,7 @@ def train(args):
         if args.fid_every:
             import fid
 
-            judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # trains its classifier once
+            judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
         folder = open_folder(args, f"runs/{SCRIPT}")
         (folder / "samples").mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
@@ -297,7 +297,7 @@ def train(args):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         noise_std = args.instance_noise * max(0, 1 - (epoch - 1) / (args.noise_epochs or args.epochs))
         order = torch.randperm(len(images)).to(images.device)
-        batches = order.split(batch_size)[: len(images) // batch_size]  # without the last, short one
+        batches = order.split(batch_size)[: len(images) // batch_size]  # whole ones only
         if rank > 0:
             torch.manual_seed(torch.initial_seed() + 10**9 * rank)  # the same order, but noise of its own
         metrics, start = [], time.perf_counter()
@@ -343,7 +343,7 @@ def read_dataset(args):
     dataset_class = getattr(datasets, names[args.dataset])
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, download=True).data)
-    except Exception as error:  # its type depends on where torchvision stumbles
+    except Exception as error:  # of many types
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
@@ -375,8 +375,8 @@ def draw(generator, folder, epoch, args):
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(64, args.latent_dim, generator=rng)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
-    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # each row turns from z1 to z2 and, unlike
-    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # a straight line, stays in N(0, I)
+    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # on an arc from z1 to z2, all z are from N(0, I)
+    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # 8 pairs
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
@@ -411,11 +411,11 @@ def open_folder(args, parent):
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.pt beside the old one, then rename it, so that there is never half of one."""
+    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
-    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this call, not of the run
+    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this command, not of the run
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
@@ -423,7 +423,7 @@ def save(parts, history, folder, args):
     (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
 
 
-def read_checkpoint(path, **modules):
+def load_checkpoint(path, **modules):
     """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
@@ -431,16 +431,16 @@ def read_checkpoint(path, **modules):
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
-    except Exception as error:  # its type depends on where the damage is
+    except Exception as error:  # of many types
         fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
 
 def load_generator(path, device="cpu"):
     """The generator of a checkpoint, for any program: sample(load_generator(path), torch.randn(64, 100))."""
-    settings = read_checkpoint(path)["settings"]
+    settings = load_checkpoint(path)["settings"]
     generator = Generator(settings["latent_dim"], 1 if "mnist" in settings["dataset"] else 3)
-    read_checkpoint(path, generator=generator)
+    load_checkpoint(path, generator=generator)
     return generator.to(device).eval()
 
 
@@ -470,7 +470,7 @@ def decode(path):
     try:
         with Image.open(path) as image:
             return ImageOps.fit(to_rgb(image), (64, 64), Image.Resampling.BILINEAR).tobytes()
-    except Exception:  # its type depends on the format and the damage
+    except Exception:  # of many types
         return b""
 
 
@@ -502,7 +502,7 @@ def load_folder(args):
     try:
         if args.dataset == "celeba" and not folder.is_dir():
             datasets.CelebA(args.data_dir, download=True)
-    except Exception as error:  # its type depends on where torchvision stumbles
+    except Exception as error:  # of many types
         hint = "unpack img_align_celeba.zip there yourself, or take --dataset faces or folder"
         fail(f"--data-dir: no {folder}; a quota often stops the download: {hint} ({error!r:.99})")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -521,22 +521,22 @@ def load_folder(args):
 
 
 def parse_args(argv=None):
-    """The settings. Flags that are given win over a checkpoint's settings."""
+    """The settings: a flag that is given, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.description = __doc__.split("\n")[0]
-    parser.error = fail  # one line for wrong usage, too
+    parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
-    args = parser.parse_args(argv)
-    if bool(args.generate) != bool(args.checkpoint) or args.generate and args.resume:
+    args = parser.parse_args(argv)  # a first look, for --resume and the like
+    if bool(args.generate) != bool(args.checkpoint) or (args.generate and args.resume):
         fail("--generate N needs --checkpoint PATH, and no --resume")
     if args.resume or args.checkpoint:
-        parser.set_defaults(**read_checkpoint(args.resume or args.checkpoint)["settings"])
+        parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     else:
         dataset = args.dataset or ("celeba" if Path(args.data_dir, CELEBA).is_dir() else "faces")
         parser.set_defaults(dataset=dataset)
         if dataset == "faces":
             parser.set_defaults(**FACES)
-    args = parser.parse_args(argv)  # again, over the new defaults
+    args = parser.parse_args(argv)  # with the new defaults
     if args.fid_every and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
@@ -545,7 +545,7 @@ def parse_args(argv=None):
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"  # the GPU that torchrun means for this process
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # its type depends on the device
+    except Exception:  # of many types
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 
