@@ -263,7 +263,7 @@ def join(args):
 
 def share(network, world):
     """The network, its gradients averaged over all processes."""
-    # Without broadcast_buffers, D's second pass leaves alone what backward needs of the first.
+    # With broadcast_buffers, D's second pass would overwrite what the first has kept for backward.
     return DistributedDataParallel(network, broadcast_buffers=False) if world > 1 else network
 
 
@@ -287,7 +287,7 @@ def train(args):
         if args.fid_every:
             import fid
 
-            judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
+            judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier
         folder = open_folder(args, f"runs/{SCRIPT}")
         (folder / "samples").mkdir(exist_ok=True)
         (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
@@ -306,7 +306,7 @@ def train(args):
             metrics.append(train_step(**players, real=real, noise_std=noise_std, precision=args.precision))
 
         if rank > 0:
-            continue  # the first process speaks, draws and saves for all
+            continue  # the first process reports, from its share, and saves for all
         means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}
         history.append({"epoch": epoch} | means)
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
@@ -474,7 +474,7 @@ def decode(path):
         return b""
 
 
-def decode_all(paths, folder, cache):
+def decode_all(paths, cache):
     """Write the pixels of all pictures that can be read into the file `cache`, and name the others."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     unreadable, partial = [], cache.with_suffix(f".{os.getpid()}")
@@ -486,12 +486,11 @@ def decode_all(paths, folder, cache):
                 file.write(pixels)
                 if not pixels:
                     unreadable.append(str(path))
-        if len(unreadable) == len(paths):
-            fail(f"--data-dir: no picture to read in {folder}; give a folder with {', '.join(SUFFIXES)}")
-        partial.replace(cache)
+        if len(unreadable) < len(paths):
+            partial.replace(cache)
     finally:
         partial.unlink(missing_ok=True)
-    if unreadable:
+    if unreadable and cache.exists():
         names = ", ".join(unreadable[:5])
         tqdm.write(f"{len(unreadable)} of {len(paths)} files cannot be read: {names}", file=sys.stderr)
 
@@ -511,8 +510,10 @@ def load_folder(args):
     paths = [paths[number] for number in sorted(torch.randperm(len(paths))[: args.limit].tolist())]
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     cache = Path("data", "cache", f"{hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}.uint8")
+    if paths and not cache.exists():
+        decode_all(paths, cache)
     if not cache.exists():
-        decode_all(paths, folder, cache)
+        fail(f"--data-dir: no picture to read in {folder}; give a folder with {', '.join(SUFFIXES)}")
     images = torch.from_file(str(cache), size=cache.stat().st_size, dtype=torch.uint8)
     return images.view(-1, 64, 64, 3).permute(0, 3, 1, 2)
 

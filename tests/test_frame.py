@@ -131,9 +131,10 @@ def test_fid_track_repeats_an_epoch_that_is_trained_again(tmp_path, no_plots):
         return noise[-1]
 
     for epoch, distance in (1, 9.0), (2, 8.0), (2, 7.0):
-        fid.track(lambda images, distance=distance: (distance, 1, 0), draw, tmp_path, epoch, count=3)
+        fid.track(lambda images, distance=distance: (distance, 1, 0), draw, tmp_path, epoch, count=501)
     rows = (tmp_path / "distances.csv").read_text().split()[1:]
     assert rows == ["1,9,1,0", "2,7,1,0"]
+    assert [len(images) for images in noise] == [500, 1] * 3
     assert torch.equal(noise[0], noise[2])  # the same noise each time, so that the curve is smooth
 
 

@@ -1,0 +1,446 @@
+"""dcgan64_celeba.py in depth: its data, folders of pictures, noise, and several processes."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets
+from torchvision.transforms.functional import resize
+
+import dcgan64_celeba as script
+import fid
+from test_scripts import ROOT, assert_same_bits, fails, one_step, read, short, watch_steps
+
+
+def pixels_of(decoded):
+    """What decode returns, as (64, 64, 3)."""
+    return torch.frombuffer(bytearray(decoded), dtype=torch.uint8).view(64, 64, 3)
+
+
+def load(folder, *flags):
+    """The images of a folder, as a run with these flags loads them."""
+    argv = ["--dataset", "folder", "--data-dir", str(folder), "--device", "cpu"]
+    return script.load_images(script.parse_args([*argv, *map(str, flags)]))
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """A nested folder of 40 coloured digits as PNG, WebP and JPEG; the working folder is the one above."""
+    monkeypatch.chdir(tmp_path)
+    for number, digit in enumerate(datasets.MNIST(ROOT / "data").data[:40]):
+        folder = tmp_path / "pictures" / f"{number % 3}" / "below"
+        folder.mkdir(parents=True, exist_ok=True)
+        bands = [Image.fromarray(band.numpy()) for band in (digit, digit // 2, 255 - digit)]
+        Image.merge("RGB", bands).save(folder / f"{number:02d}.{['png', 'webp', 'jpg'][number % 3]}")
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    return tmp_path / "pictures"
+
+
+# %% Decoding
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "left", "right"),
+    [
+        ("a.png", "RGBA", (255, 0, 0), (127, 127, 255)),  # half transparent on white
+        ("a.webp", "RGBA", (255, 0, 0), (127, 127, 255)),
+        ("a.png", "RGB", (255, 0, 0), (0, 0, 255)),
+        ("a.bmp", "RGB", (255, 0, 0), (0, 0, 255)),
+        ("a.jpg", "RGB", (255, 0, 0), (0, 0, 255)),
+        ("a.JPEG", "RGB", (255, 0, 0), (0, 0, 255)),
+        ("a.jpg", "CMYK", (255, 0, 0), (0, 0, 255)),
+        ("a.png", "P", (255, 0, 0), (0, 0, 255)),
+        ("a.gif", "P", (255, 0, 0), (0, 0, 255)),
+        ("a.png", "L", (76, 76, 76), (29, 29, 29)),  # what ITU-R 601 makes of red and of blue
+        ("a.png", "LA", (76, 76, 76), (141, 141, 141)),
+        ("a.png", "1", (255, 255, 255), (0, 0, 0)),
+    ],
+)
+def test_a_picture_of_any_mode_is_decoded(name, mode, left, right, tmp_path):
+    """Red on the left, and blue on the right, where it is half transparent if the mode can be."""
+    image = Image.new("RGBA", (80, 64), (255, 0, 0, 255))
+    image.paste((0, 0, 255, 128), (40, 0, 80, 64))
+    if mode == "P":
+        image = image.convert("RGB").quantize(4)
+    elif mode == "1":
+        image = image.convert("L").point(lambda value: 255 * (value > 50)).convert("1")
+    elif mode != "RGBA":
+        image = (image if mode == "LA" else image.convert("RGB")).convert(mode)
+    image.save(tmp_path / name, **({"quality": 95} if "jp" in name.lower() else {}))
+    pixels = pixels_of(script.decode(tmp_path / name)).int()
+    tolerance = 2 if name.endswith(("png", "bmp", "gif")) else 12
+    for column, colour in (8, left), (55, right):  # away from the edge between the two
+        assert (pixels[32, column] - torch.tensor(colour)).abs().max() <= tolerance
+
+
+def test_a_transparent_colour_is_white_and_16_bits_go_to_the_nearest_of_8(tmp_path):
+    palette = Image.new("RGB", (64, 64), "red").quantize(4)
+    palette.info["transparency"] = palette.getpixel((0, 0))
+    for name in "clear.png", "clear.gif":
+        palette.save(tmp_path / name)
+        assert pixels_of(script.decode(tmp_path / name)).eq(255).all()
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    grey = np.asarray(script.to_rgb(Image.fromarray(levels)))[:, :, 0]
+    assert np.array_equal(grey, np.floor(levels / 257 + 0.5))
+
+
+def test_a_picture_gives_its_middle_square_upright(tmp_path):
+    ramp = Image.fromarray(np.tile(np.arange(178, dtype=np.uint8), (218, 1)))
+    turned = ramp.convert("RGB")
+    exif = turned.getexif()
+    exif[0x0112] = 6  # orientation: the camera was held upright
+    turned.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    ramp.save(tmp_path / "tall.png")
+    ramp.transpose(Image.Transpose.TRANSPOSE).save(tmp_path / "wide.png")
+    decoded = [script.decode(tmp_path / name) for name in ("tall.png", "wide.png", "turned.jpg")]
+    tall, wide, turned = (pixels_of(image)[:, :, 0].float() for image in decoded)
+    middle = (torch.arange(64) + 0.5) * 178 / 64 - 0.5
+    assert (tall - middle)[:, 2:-2].abs().max() <= 1
+    assert (wide - middle[:, None])[2:-2].abs().max() <= 1
+    assert turned[5].mean() < 40 < 140 < turned[-5].mean()  # now dark above, light below
+
+
+# %% Folders
+
+
+def test_a_folder_is_decoded_once_into_a_mapped_file(pictures, monkeypatch):
+    images = load(pictures)
+    files = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".webp", ".jpg"))
+    assert (images.shape, images.dtype) == ((40, 3, 64, 64), torch.uint8)
+    for image, path in zip(images, files):
+        assert torch.equal(image.permute(1, 2, 0), pixels_of(script.decode(path)))
+    (cache,) = Path("data/cache").iterdir()
+    assert cache.stat().st_size == 40 * 64 * 64 * 3
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(cache.resolve()) in maps.read_text()  # mapped, and not read into memory
+
+    counts, decode_all = [], script.decode_all
+    monkeypatch.setattr(
+        script, "decode_all", lambda paths, *more: counts.append(len(paths)) or decode_all(paths, *more)
+    )
+    assert torch.equal(load(pictures), images)
+    assert torch.equal(load(pictures, "--seed", 7), images)
+    assert counts == []
+
+
+def test_a_folder_that_has_changed_is_decoded_again(pictures):
+    files = sorted(pictures.rglob("*.png"))
+    before = load(pictures)
+    shutil.copy(files[0], pictures / "added.png")
+    assert len(load(pictures)) == 41
+    (pictures / "added.png").unlink()
+    Image.new("RGB", (9, 9), "green").save(files[0])
+    after = load(pictures)
+    assert (after != before).flatten(1).any(1).tolist() == [True] + [False] * 39
+    assert (after[0].flatten(1) == torch.tensor([[0], [128], [0]])).all()
+
+
+def test_a_limit_is_chosen_by_the_seed_before_anything_is_decoded(pictures, monkeypatch):
+    everything = {image.numpy().tobytes() for image in load(pictures)}
+    counts, decode_all = [], script.decode_all
+    monkeypatch.setattr(
+        script, "decode_all", lambda paths, *more: counts.append(len(paths)) or decode_all(paths, *more)
+    )
+    first, other = ({image.numpy().tobytes() for image in load(pictures, *flags)} for flags in LIMITS)
+    assert counts == [10, 10]
+    assert len(first) == len(other) == 10
+    assert first != other
+    assert first | other < everything
+    assert {image.numpy().tobytes() for image in load(pictures, *LIMITS[0])} == first
+    assert counts == [10, 10]
+
+
+LIMITS = ["--limit", 10], ["--limit", 10, "--seed", 7]
+
+
+def test_hidden_files_and_folders_are_skipped(pictures):
+    picture = next(pictures.rglob("*.png"))
+    (pictures / ".thumbnails").mkdir()
+    shutil.copy(picture, pictures / ".thumbnails" / "small.png")
+    shutil.copy(picture, pictures / "._copy.png")
+    (pictures / "broken.png").symlink_to("nowhere.png")
+    hidden = pictures.rename(pictures.parent / ".pictures")  # but a hidden folder may be the one to train on
+    assert len(load(hidden)) == 40
+
+
+def test_files_that_cannot_be_read_are_named_and_left_out(pictures, capsys):
+    (pictures / "0/empty.png").write_bytes(b"")
+    (pictures / "cut.jpg").write_bytes(next(pictures.rglob("*.jpg")).read_bytes()[:300])
+    (pictures / "text.gif").write_text("this is text")
+    readable = [path for path in sorted(pictures.rglob("*.*")) if script.decode(path)]
+    images = load(pictures)
+    assert len(images) == len(readable) == 40
+    for image, path in zip(images, readable):  # no gaps
+        assert torch.equal(image.permute(1, 2, 0), pixels_of(script.decode(path)))
+    error = capsys.readouterr().err
+    assert "3 of 43 files cannot be read: " in error
+    assert all(name in error for name in ("empty.png", "cut.jpg", "text.gif"))
+
+
+def test_a_folder_without_a_picture_to_read_is_refused_in_one_line(pictures, tmp_path, capsys):
+    argv = ["--dataset", "folder", "--device", "cpu", "--data-dir"]
+    (tmp_path / "bad").mkdir()
+    fails(script, [*argv, tmp_path / "bad"], capsys, "--data-dir", "no picture", tmp_path / "bad")
+    (tmp_path / "bad/a.png").write_bytes(b"")
+    fails(script, [*argv, tmp_path / "bad"], capsys, "--data-dir", "no picture", ".webp")
+    fails(script, [*argv, tmp_path / "nowhere"], capsys, "--data-dir", tmp_path / "nowhere")
+    fails(script, [*argv, pictures / "notes.txt"], capsys, "--data-dir", "notes.txt")
+    assert not Path("runs").exists()
+    assert not any(Path("data/cache").iterdir())
+
+
+SLOW = """
+import sys, time, torch
+import dcgan64_celeba as script
+def decode(path):
+    open("a worker is at work", "a").close()
+    time.sleep(300 if path.suffix == ".jpg" and int(path.stem) > 16 else 0)
+    return bytes(64 * 64 * 3)
+script.decode = decode
+script.main(["--dataset", "folder", "--data-dir", "pictures", "--device", "cpu"])
+"""
+
+
+def test_ctrl_c_while_decoding_leaves_nothing(pictures, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    options = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", SLOW], start_new_session=True, **options)
+    while not Path("a worker is at work").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    assert any(Path("data/cache").iterdir())
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the worker processes, too
+    _, error = process.communicate(timeout=60)  # to its end, so the workers are gone
+    assert process.returncode == 130
+    assert "stopped" in error
+    assert "Traceback" not in error
+    assert not any(Path("data/cache").iterdir())
+
+
+def test_a_folder_trains_resumes_and_generates_in_colour(pictures, tmp_path, no_plots):
+    flags = ["--dataset", "folder", "--data-dir", str(pictures), "--batch-size", "4", "--limit", "8"]
+    script.main([*flags, "--device", "cpu", "--out-dir", "whole", "--epochs", "2"])
+    script.main([*flags, "--device", "cpu", "--out-dir", "run", "--epochs", "1"])
+    script.main(["--resume", "run/checkpoint.pt", "--epochs", "2", "--device", "cpu"])
+    assert_same_bits(read("run/checkpoint.pt"), read("whole/checkpoint.pt"))
+    red, green, blue = (band.tobytes() for band in Image.open("run/samples/epoch_0001.png").split())
+    assert red != green != blue
+    script.main(["--generate", "3", "--checkpoint", "run/checkpoint.pt"])
+    files = sorted(Path("run/generated/001").iterdir())
+    assert [(Image.open(path).size, Image.open(path).mode) for path in files] == [((64, 64), "RGB")] * 3
+
+
+# %% Data sets
+
+
+def test_faces_are_the_default_and_begin_with_noise(tmp_path, monkeypatch, capsys, no_plots):
+    args = script.parse_args(["--data-dir", str(ROOT / "data"), "--device", "cpu"])
+    assert (args.dataset, args.epochs, args.instance_noise) == ("faces", 48, 0.5)
+    images = script.read_sheets(args)
+    assert torch.equal(images, fid.open_faces(ROOT / "data/faces", "train")[0])
+    monkeypatch.chdir(tmp_path)
+    fails(script, [], capsys, "--data-dir", "data/faces", "--dataset folder")
+    Path("data/faces").mkdir(parents=True)
+    with Image.open(ROOT / "data/faces/train_00.webp") as sheet:
+        sheet.save("data/faces/train_00.webp", lossless=True, method=0)
+    steps = watch_steps(monkeypatch, script)
+    script.main(["--limit", "4", "--epochs", "2", "--batch-size", "2", "--device", "cpu", "--out-dir", "run"])
+    assert capsys.readouterr().out.startswith("faces: 4 images, on cpu, into run\n")
+    assert [step["noise_std"] for step in steps] == [0.5, 0.5, 0.25, 0.25]
+    seen = {
+        ((step["real"][i] + 1) * 127.5).round().byte().numpy().tobytes() for step in steps for i in (0, 1)
+    }
+    assert len(seen) == 4
+    assert seen < {image.numpy().tobytes() for image in images[:1024]}
+    assert Image.open("run/samples/epoch_0001.png").mode == "RGB"
+    resumed = script.parse_args(["--resume", "run/checkpoint.pt", "--instance-noise", "0", "--device", "cpu"])
+    assert (resumed.dataset, resumed.epochs, resumed.instance_noise) == ("faces", 2, 0)
+
+
+def test_celeba_is_the_default_where_its_folder_is(tmp_path, monkeypatch, capsys, no_plots):
+    """In torchvision's layout; where it is not, one line says what to do."""
+
+    def refuse(self):
+        raise OSError("quota")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.CelebA, "download", refuse)
+    argv = ["--batch-size", "4", "--epochs", "1", "--device", "cpu"]
+    words = "--data-dir", "img_align_celeba.zip", "quota", "--dataset faces or folder"
+    fails(script, [*argv, "--dataset", "celeba"], capsys, tmp_path / "data" / script.CELEBA, *words)
+    assert not Path("runs").exists()
+    folder = tmp_path / "data/celeba/img_align_celeba"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        noise = rng.integers(0, 256, (218, 178, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / f"{number + 1:06d}.jpg")
+    script.main(argv)
+    assert capsys.readouterr().out.startswith("celeba: 8 images, on cpu, into runs/dcgan64_celeba/001\n")
+    settings = read("runs/dcgan64_celeba/001/checkpoint.pt")["settings"]
+    assert (settings["dataset"], settings["instance_noise"]) == ("celeba", 0)
+
+
+def test_small_pictures_are_made_larger(monkeypatch, capsys, tmp_path):
+    class Ten:
+        def __init__(self, folder, download):
+            self.data = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
+
+    argv = ["--dataset", "cifar10", "--device", "cpu", "--limit", "4", "--data-dir", str(tmp_path)]
+    monkeypatch.setattr(datasets.CIFAR10, "download", lambda self: 1 / 0)
+    fails(script, argv, capsys, "--data-dir", "cifar10", tmp_path)
+    monkeypatch.setattr(datasets, "CIFAR10", Ten)
+    images = script.load_images(script.parse_args(argv))
+    large = resize(torch.from_numpy(Ten("", True).data).movedim(3, 1), [64, 64], antialias=True)
+    assert images.shape == (4, 3, 64, 64)
+    assert {image.numpy().tobytes() for image in images} < {image.numpy().tobytes() for image in large}
+
+
+# %% Noise and precision
+
+
+def test_instance_noise_is_on_all_that_d_sees():
+    (_, (_, plain), _), (_, (_, noisy), _) = (one_step(script, noise_std=std) for std in (0.0, 0.3))
+    noise = torch.stack([(a[0][0] - b[0][0]).detach().flatten() for a, b in zip(noisy, plain)])
+    assert noise.std(1).tolist() == pytest.approx([0.3] * 3, rel=0.05)  # real images, fakes, fakes again
+    assert torch.corrcoef(noise).fill_diagonal_(0).abs().max() < 0.05  # new each time
+
+
+def test_bf16_is_near_fp32_and_keeps_weights_in_fp32():
+    (full, _, (_, a)), (low, _, (_, b)) = (one_step(script, precision=name) for name in ("fp32", "bf16"))
+    for name in full:
+        assert low[name].item() == pytest.approx(full[name].item(), rel=0.1, abs=0.02)
+    assert any(not torch.equal(x, y) for x, y in zip(a.grads[1], b.grads[1]))
+    assert all(grad.dtype == torch.float32 for grad in b.grads[1])
+
+
+# %% Several processes
+
+ONE_OF_MANY = """
+import sys, torch
+import dcgan64_celeba as script
+
+path, normalise, *argv = sys.argv[1:]
+rank = int(path[-1])
+kept, noise, build, randn = {}, [], script.build, torch.randn
+table = randn(4, 100, generator=torch.Generator().manual_seed(5))
+if normalise == "no":  # and the z that one process would have for the whole batch
+    script.nn.BatchNorm2d, script.init_weights = script.nn.Identity, lambda layer: None
+    torch.randn = lambda n, *size, **more: table[n * rank :][:n] if n <= 4 else randn(n, *size, **more)
+
+def keep(args):
+    kept.update(build(args))
+    kept["generator"].register_forward_pre_hook(lambda _, inputs: noise.append(inputs[0]))
+    return kept
+
+script.build = keep
+script.main(argv)
+torch.save({name: module.state_dict() for name, module in kept.items()} | {"noise": noise[0]}, path)
+"""
+
+
+def together(tmp_path, name, world, *argv, normalise="yes"):
+    """What each of several processes held at the end of a run, and what it printed."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world)}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = []
+    for rank in range(world):
+        command = [sys.executable, "-c", ONE_OF_MANY, tmp_path / f"{name}{rank}", normalise, *argv]
+        own = environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        options = {"cwd": tmp_path, "env": own, "stdout": subprocess.PIPE, "text": True}
+        processes.append(subprocess.Popen([str(word) for word in command], **options))
+    printed = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * world
+    return [read(tmp_path / f"{name}{rank}") for rank in range(world)], printed
+
+
+def test_the_gradients_of_two_processes_averaged_are_those_of_one(tmp_path):
+    """Without batch normalisation, and with a D that moves too little for G to notice."""
+    flags = short("dcgan64_celeba", tmp_path / "run", "--limit", 4, "--epochs", 1, "--lr-d", 1e-12)
+    flags[flags.index("--out-dir") + 1] = "run1"
+    (one,), _ = together(tmp_path, "one", 1, *flags, normalise="no")
+    flags[flags.index("--out-dir") + 1] = "run2"
+    two, _ = together(tmp_path, "two", 2, *flags, normalise="no")
+    for name in "optimizer_g", "optimizer_d":  # after one step, Adam's mean is a half of the gradient
+        whole, first, second = (
+            torch.cat([state["exp_avg"].flatten() for state in process[name]["state"].values()])
+            for process in (one, *two)
+        )
+        assert (first - whole).norm() < 1e-3 * whole.norm()
+        assert torch.equal(first, second)
+
+
+def test_two_processes_hold_the_same_weights_and_one_writes(tmp_path):
+    flags = short("dcgan64_celeba", "run", "--limit", 8, "--epochs", 1)
+    (first, second), (said, silence) = together(tmp_path, "both", 2, *flags)
+    assert "epoch 1/1" in said
+    assert silence == ""
+    for name in "generator", "discriminator":  # each has running averages of its own
+        weights = [{key: value for key, value in process[name].items() if "running" not in key}
+                   for process in (first, second)]  # fmt: skip
+        assert_same_bits(*weights)
+    assert not torch.equal(first["noise"], second["noise"])
+    assert first["noise"].shape == (2, 100)
+    assert_same_bits(read(tmp_path / "run/checkpoint.pt")["generator"], first["generator"])
+
+
+def test_two_processes_resume_and_one_goes_on(tmp_path, no_plots):
+    flags = short("dcgan64_celeba", "whole", "--limit", 8)
+    together(tmp_path, "whole", 2, *flags)
+    flags[flags.index("whole")] = "run"
+    together(tmp_path, "half", 2, *flags, "--epochs", 1)
+    resume = ["--resume", str(tmp_path / "run/checkpoint.pt"), "--device", "cpu", "--epochs"]
+    together(tmp_path, "again", 2, *resume, 2)
+    assert_same_bits(read(tmp_path / "run/checkpoint.pt"), read(tmp_path / "whole/checkpoint.pt"))
+    script.main([*resume, "3"])
+    assert len(read(tmp_path / "run/checkpoint.pt")["history"]) == 3
+
+
+def test_torchrun_decodes_a_folder_once_and_leaves_one_run(pictures, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    command += [script.__file__, "--dataset", "folder", "--data-dir", "pictures", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command += [
+        "--epochs",
+        "1",
+        "--batch-size",
+        "21",
+    ]  # two times 10: what one process more would have is left
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("epoch 1/1") == 1
+    assert result.stdout.count("40 images") == 1
+    assert len(list(Path("data/cache").iterdir())) == 1
+    assert [path.name for path in Path("runs/dcgan64_celeba").iterdir()] == ["001"]
+
+
+def test_a_batch_must_do_for_all_processes(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(script, "join", lambda args: (0, 3, torch.zeros(24, 1, 64, 64)))
+    argv = short("dcgan64_celeba", tmp_path / "run", "--batch-size", 5)
+    fails(script, argv, capsys, "--batch-size", "each process")
+    assert not (tmp_path / "run").exists()
+
+
+def test_torchrun_gives_each_process_its_gpu(monkeypatch):
+    asked, zeros = [], torch.zeros
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: asked.append(device) or zeros(*size))
+    assert script.parse_args(["--device", "cuda"]).device == "cuda:3"
+    assert script.parse_args(["--device", "cpu"]).device == "cpu"
+    monkeypatch.delenv("LOCAL_RANK")
+    assert script.parse_args(["--device", "cuda:1"]).device == "cuda:1"
+    assert asked == ["cuda:3", "cpu", "cuda:1"]  # the first thing that touches a GPU touches the right one
