@@ -673,14 +673,15 @@ def test_dcgan_names_the_two_failures():
     assert math.sqrt(min(spreads) / data.data.float().var(0).mean()) > 0.5
 
 
-def test_dcgan_instance_noise_is_on_all_that_d_sees_and_fades(tmp_path, monkeypatch, no_plots):
-    (_, (_, plain), _), (_, (_, noisy), _) = (one_step(dcgan_mnist, noise_std=std) for std in (0.0, 0.3))
+@pytest.mark.parametrize("script", [dcgan_mnist, dcgan64_celeba])
+def test_dcgan_instance_noise_is_on_all_that_d_sees(script):
+    (_, (_, plain), _), (_, (_, noisy), _) = (one_step(script, noise_std=std) for std in (0.0, 0.3))
     noise = torch.stack([(a[0][0] - b[0][0]).detach().flatten() for a, b in zip(noisy, plain)])
-    assert noise.std(1).tolist() == pytest.approx(
-        [0.3] * 3, rel=0.05
-    )  # on real images, fakes, and fakes again
+    assert noise.std(1).tolist() == pytest.approx([0.3] * 3, rel=0.05)  # real images, fakes, and fakes again
     assert torch.corrcoef(noise).fill_diagonal_(0).abs().max() < 0.05  # new each time
 
+
+def test_dcgan_instance_noise_fades(tmp_path, monkeypatch, no_plots):
     steps = watch_steps(monkeypatch, dcgan_mnist)
     flags = ["--instance-noise", 0.6, "--noise-epochs", 2, "--epochs", 3]
     dcgan_mnist.main(short("dcgan_mnist", tmp_path / "run", *flags))

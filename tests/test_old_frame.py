@@ -1,4 +1,4 @@
-"""The five scripts that keep the old frame for now: gan_2d, dcgan64_celeba, pix2pix, cyclegan, stylegan.
+"""The four scripts that keep the old frame for now: gan_2d, pix2pix, cyclegan, stylegan.
 
 Every script for a few steps, and the mathematics behind each against independent values; fid.py, the faces in
 data/, the files in pretrained/, benchmark.py and the tools, as far as they are about these scripts.
@@ -24,14 +24,11 @@ import json
 import math
 import multiprocessing
 import os
-import pickle
 import re
 import resource
 import runpy
-import select
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -40,7 +37,6 @@ import time
 import types
 import urllib.error
 import urllib.request
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
@@ -52,13 +48,11 @@ import torchvision
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import nn
-from tqdm import tqdm
 
 sys.path.extend(str(Path(__file__).resolve().parent.parent / folder) for folder in ("evidence", "tools"))
 
 import benchmark
 import cyclegan
-import dcgan64_celeba
 import export
 import fid
 import gan_2d
@@ -74,12 +68,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start
 # %% Cases: what differs between the scripts
 
 # Shapes that leave the layers, for a batch of three.
-SIDES = ((512, 4), (256, 8), (128, 16), (64, 32))
-UP64 = [(3, width, side, side) for width, side in SIDES for _ in range(3)] + [(3, 3, 64, 64)] * 2
-DOWN64 = [(3, 64, 32, 32)] * 2 + [(3, w, s, s) for w, s in SIDES[2::-1] for _ in range(3)] + [(3, 1, 1, 1)]
-# Parameters: a convolution before batch normalisation has no bias.
-G64 = 16 * (100 * 512 + 512 * 256 + 256 * 128 + 128 * 64 + 64 * 3) + 2 * (512 + 256 + 128 + 64)
-D64 = 16 * (3 * 64 + 64 * 128 + 128 * 256 + 256 * 512 + 512) + 2 * (128 + 256 + 512)
 
 
 def maps(*rows):
@@ -121,7 +109,6 @@ class Case:
     form: dict = field(default_factory=dict)  # the discriminator's arguments
 
 
-NOISE = {"z": torch.randn(8, 100, generator=torch.Generator().manual_seed(1)), "noise_std": 0.0}
 P2P_STEP = {"l1_weight": 100.0, "gan_weight": 1.0, "condition": True}
 P2P = {
     "real": 5,
@@ -136,14 +123,13 @@ STYLE = {"step": {"mixing": 0.9, "r1_weight": 1.0, "ema_decay": 0.99}, "real": 5
 STYLE |= {"flags": ("--batch-size", "4", "--width", "8", "--latent-dim", "16")}
 STYLE |= {"walks": {"interpolation.png": (10, 8), "mixing.png": (7, 7), "truncation.png": (7, 6)}}
 CASES = {
-    "dcgan64_celeba": Case((UP64, DOWN64), (G64, D64), NOISE, side=64),
     "pix2pix": Case((U_NET, PATCH), (4_165_217, 135_489), P2P_STEP, **P2P),
     "cyclegan": Case((RESNET, PATCH), (1_367_105, 134_209), **CYCLE),
     "stylegan": Case((STYLED, STYLE_D), (897_825, 844_897), **STYLE),
 }
 TRANSLATORS = pix2pix, cyclegan
 TRANSLATION = [module.SCRIPT for module in TRANSLATORS]
-NOISE_SCRIPTS = ["dcgan64_celeba", "stylegan"]  # their inputs are noise
+NOISE_SCRIPTS = ["stylegan"]  # their inputs are noise
 MEASURED = *TRANSLATORS, stylegan  # after each epoch
 ONE = pytest.mark.parametrize("script", ["pix2pix"], indirect=True)  # for what all share word for word
 
@@ -226,8 +212,6 @@ def mnist_as(script, folder=ROOT / "data", count=None):
     if script in MEASURED:
         images = nn.functional.pad(images, (2, 2, 2, 2))
         return images[1::2] if script is cyclegan and count is None else images  # A is of the others
-    if script is dcgan64_celeba:
-        return torchvision.transforms.Resize(64)(images)
     return images
 
 
@@ -351,8 +335,8 @@ def test_project_has_its_data():
 
 
 SECTIONS = ["Settings", "Networks", "Losses", "Training step", "Training", "Plumbing", "Main"]
-SHARED = {"Plumbing": "dcgan64_celeba", "Folders": "dcgan64_celeba", "Pairs": "pix2pix"}  # and their origins
-LONGEST = {"dcgan64_celeba": 380, "pix2pix": 430, "cyclegan": 520, "stylegan": 560}  # lines outside these
+SHARED = {"Plumbing": "pix2pix", "Folders": "pix2pix", "Pairs": "pix2pix"}  # and their origins
+LONGEST = {"pix2pix": 430, "cyclegan": 520, "stylegan": 560}  # lines outside these
 OWN_SECTIONS = {"Folders", "Pairs", "Processes", "Styles"}  # of scripts that have more than the frame
 
 
@@ -397,8 +381,8 @@ def test_functions_that_fid_shares_are_the_same():
         source = (ROOT / f"{name}.py").read_text()
         nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
         functions[name] = {node.name: ast.get_source_segment(source, node) for node in nodes}
-    shared = functions["fid"].keys() & functions["dcgan64_celeba"].keys() - {"parse_args", "main", "track"}
-    assert {"fail", "to_rgb", "count_cores"} <= shared
+    shared = functions["fid"].keys() & functions["dcgan64_celeba"].keys() - {"fail", "parse_args", "main"}
+    assert {"to_rgb", "count_cores"} <= shared
     for name in shared:
         assert functions["fid"][name] == functions["dcgan64_celeba"][name], name
 
@@ -526,22 +510,12 @@ def test_run_has_fresh_noise_at_every_step(script, whole):
     assert torch.initial_seed() == 4_671_050_586_337_425_734
 
 
-@pytest.mark.parametrize("script", ["dcgan64_celeba"], indirect=True)
-def test_run_draws_the_same_noise_each_epoch(script, whole):
-    (grid, *_), (walk, *_), (again, *_), _ = whole.drawn
-    assert torch.equal(grid, again)
-    walk = walk.view(-1, 10, 100)
-    assert len(grid) == len(grid.unique(dim=0)) == 64
-    assert torch.allclose(walk[:, 0], grid[0:16:2], atol=1e-6)
-    assert torch.allclose(walk[:, -1], grid[1:16:2], atol=1e-6)
-    assert walk.norm(dim=2).min() > 7.5  # nowhere near the small norms of a straight line
-
-
 def report_with_few_files(folder):
     """As on a laptop after 1,020 epochs: there are more pictures than files can be open."""
     opened = len(os.listdir("/dev/fd")) + 7
     resource.setrlimit(resource.RLIMIT_NOFILE, (opened, opened))
-    dcgan64_celeba.write_report(folder, torch.zeros(3, 4), torch.empty(0, 4), 3)
+    rows = torch.zeros(3, len(pix2pix.METRICS)), torch.empty(0, 1 + len(pix2pix.DISTANCES))
+    pix2pix.write_report(folder, *rows, 3)
 
 
 def test_run_shows_at_most_100_frames(tmp_path):
@@ -601,7 +575,7 @@ def test_bf16_keeps_weights_and_losses_in_fp32(script, flags, tmp_path, whole):
 
 
 @pytest.mark.parametrize("low", [False, True])
-@pytest.mark.parametrize("script", ["dcgan64_celeba", "pix2pix"], indirect=True)
+@ONE
 def test_bf16_is_in_the_layers_only(script, low):
     """Not in what leaves a network, in losses and gradients, in samples, and inside `with fp32():`."""
     kinds, pair = [], networks(script)
@@ -714,10 +688,9 @@ def test_distance_is_tracked_and_changes_no_bit(script, flags, judged, tmp_path,
         (tmp_path / "samples").mkdir(exist_ok=True)
         Image.fromarray(image[0].numpy()).save(tmp_path / "samples" / f"{number}.png")
     argv = ["mnist:test", tmp_path / "samples", "--data-dir", flags[3], "--features", "classifier"]
-    if script is not dcgan64_celeba:  # where the test set is made 64x64, too
-        result = fid_json(capsys, *argv)
-        expected = result["frechet_distance"], result["precision"], result["recall"]
-        assert distances[1, 1:].tolist() == pytest.approx(expected, rel=1e-4)
+    result = fid_json(capsys, *argv)
+    expected = result["frechet_distance"], result["precision"], result["recall"]
+    assert distances[1, 1:].tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def kill_inside_judge(script, cache):
@@ -1036,8 +1009,7 @@ def count(network):
 def networks(script):
     """A fresh generator and discriminator for grey images, initialised as in training."""
     torch.manual_seed(0)
-    grey = {"channels": 1} if script is dcgan64_celeba else {}
-    pair = script.Generator(**grey), script.Discriminator(**grey | CASES[script.SCRIPT].form)
+    pair = script.Generator(), script.Discriminator(**CASES[script.SCRIPT].form)
     for network in pair if hasattr(script, "init_weights") else ():
         network.apply(script.init_weights)
     return pair
@@ -1105,13 +1077,7 @@ def test_networks_have_these_shapes_and_counts(script, case):
     assert (count(g), count(d)) == case.counts
 
 
-def test_networks_of_other_forms():
-    grey = UP64[:-2] + [(3, 1, 64, 64)] * 2
-    assert shapes(dcgan64_celeba.Generator(channels=1), torch.randn(3, 100)) == grey
-    assert shapes(dcgan64_celeba.Discriminator(1), torch.randn(3, 1, 64, 64)) == DOWN64
-
-
-@pytest.mark.parametrize("script", ["dcgan64_celeba", *TRANSLATION], indirect=True)
+@pytest.mark.parametrize("script", TRANSLATION, indirect=True)
 def test_networks_keep_the_recipe(script):
     """No bias before batch normalisation, none of it at G's output and D's input, slopes of 0.2, a Tanh.
 
@@ -1147,14 +1113,12 @@ FAR = torch.tensor([[200.0]]), torch.tensor([[-200.0]])
 @pytest.mark.parametrize(
     ("script", "real", "fake", "d_loss", "g_loss"),
     [
-        ("dcgan64_celeba", REAL, FAKE, MIXED, math.log(4)),
         ("pix2pix", REAL, FAKE, MIXED / 2, math.log(4)),
         ("pix2pix", *FAR, 0.0, 200.0),
         ("cyclegan", *SCORES, (4 / 2 + 20 / 2) / 2, (25 + 1) / 2),
         # Patches are squared before they are averaged: those of the second pair have the mean 1.
         ("cyclegan", torch.ones(1, 1, 1, 2), torch.tensor([[[[0.0, 2.0]]]]), 4 / 2 / 2, 1.0),
         # Where a sigmoid would be rounded to 0 or 1, and its logarithm lost.
-        ("dcgan64_celeba", *FAR, 0.0, 200.0),
         ("stylegan", REAL, FAKE, MIXED, math.log(4)),
         ("stylegan", *FAR, 0.0, 200.0),
         ("stylegan", torch.zeros(2, 1), torch.zeros(2, 1), 2 * math.log(2), math.log(2)),
@@ -1197,8 +1161,7 @@ def test_step_does_not_wait_for_the_device(script, monkeypatch):
             return original(*args)
 
     monkeypatch.setattr(script, "train_step", train_step)
-    noise = {"noise_std": 0.1} if "noise_std" in CASES[script.SCRIPT].step else {}
-    metrics = one_round(script, **noise).metrics
+    metrics = one_round(script).metrics
     assert tuple(metrics) == tuple(script.METRICS)
     assert all(value.shape == () and not value.requires_grad for value in metrics.values())
     assert all(value.isfinite() for value in metrics.values())
@@ -1238,173 +1201,7 @@ def test_step_reports_what_it_did(script):
         assert seen.metrics[name].item() == pytest.approx(torch.as_tensor(value).item(), rel=2e-4), name
 
 
-# %% dcgan64_celeba
-
-
-def test_dcgan64_instance_noise():
-    plain, noisy = (one_round(dcgan64_celeba, noise_std=std).images for std in (0.0, 0.3))
-    differences = [(a - b).flatten() for a, b in zip(noisy, plain)]
-    for difference in differences:
-        assert difference.std().item() == pytest.approx(0.3, rel=0.05)
-    assert abs(torch.corrcoef(torch.stack(differences))[0, 1]) < 0.05  # fresh noise each time
-    assert abs(torch.corrcoef(torch.stack(differences))[1, 2]) < 0.05
-
-
-def test_dcgan64_instance_noise_is_annealed(script, flags, tmp_path, monkeypatch):
-    """Over as many epochs as were asked for at first, so that more of them do not change what is past."""
-    calls = spy(monkeypatch, script, "train_step")
-    script.main([*flags, "--instance-noise", "0.6"])
-    expected = [0.6 * (1 - step / 12) for step in range(12)]
-    assert [args[-1] for args in calls] == pytest.approx(expected)
-    checkpoint = str(tmp_path / "run" / "checkpoint.pt")
-    script.main(["--resume", checkpoint, "--epochs", "3"])
-    assert [args[-1] for args in calls] == pytest.approx([*expected, *[0] * 6])
-    longer = [*flags, "--epochs", "3", "--noise-epochs", "2", "--out-dir", str(tmp_path / "longer")]
-    script.main([*longer, "--instance-noise", "0.6"])
-    assert [args[-1] for args in calls[18:]] == pytest.approx([*expected, *[0] * 6])
-    assert_same_run(checkpoint, tmp_path / "longer" / "checkpoint.pt")
-
-
-@pytest.fixture
-def cifar(tmp_path, monkeypatch):
-    """A data folder in CIFAR-10's layout, 2 pictures a file, each of three MNIST digits."""
-    folder = tmp_path / "data" / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    digits = torchvision.datasets.MNIST(ROOT / "data").data[: 3 * 12]
-    rows = nn.functional.pad(digits, [2] * 4).view(6, 2, 3072).numpy()
-    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
-    for name, data in zip(names, rows):
-        (folder / name).write_bytes(pickle.dumps({"data": data, "labels": [1] * 2}))
-    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": ["a", "b"]}))
-    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *args: True)
-    return tmp_path / "data"
-
-
-def test_dcgan64_cifar10(script, cifar, tmp_path, capsys):
-    small = ["--dataset", "cifar10", "--batch-size", "5", "--device", "cpu", "--epochs", "1"]
-    argv = [*small, "--data-dir", tmp_path / "empty", "--out-dir", tmp_path / "none"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torchvision.datasets.CIFAR10, "download", lambda self: 1 / 0)
-        patch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: False)
-        fails(script, argv, capsys, "--data-dir", tmp_path / "empty" / "cifar-10-batches-py")
-    images = script.read_images("cifar10", cifar)
-    assert images.shape == (10, 3, 64, 64)
-    script.main([*small, "--data-dir", str(cifar), "--out-dir", str(tmp_path / "run")])
-    with Image.open(tmp_path / "run" / "samples" / "epoch_0001.png") as grid:
-        red, green, blue = (band.tobytes() for band in grid.split())
-        assert red != green != blue
-    script.main(["--generate", "3", "--checkpoint", str(tmp_path / "run" / "checkpoint.pt")])
-    files = list((tmp_path / "run" / "generated" / "001").iterdir())
-    assert [(Image.open(path).size, Image.open(path).mode) for path in files] == [((64, 64), "RGB")] * 3
-
-
-def test_dcgan64_tracks_the_distance_on_cifar10(script, cifar, inception, tmp_path, monkeypatch, capsys):
-    """With weights that are not the released ones, in their place: what is measured is not called FID."""
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    shutil.copy(inception, tmp_path / "hub" / "checkpoints" / fid.WEIGHTS)
-    argv = ["--dataset", "cifar10", "--data-dir", str(cifar), "--batch-size", "5", "--device", "cpu"]
-    argv += ["--epochs", "1", "--fid-every", "1", "--fid-samples", "6", "--out-dir", str(tmp_path / "run")]
-    script.main(argv)
-    assert "distance" in capsys.readouterr().out
-    ((step, distance, precision, recall),) = read(tmp_path / "run" / "checkpoint.pt")["distances"].tolist()
-    assert step == 2
-    generator = script.Generator(channels=3)
-    script.load_checkpoint(tmp_path / "run" / "checkpoint.pt", generator=generator)
-    script.reseed(42, "distance")
-    network, _ = fid.load_inception(inception)
-    with torch.inference_mode():
-        images = script.sample(generator, torch.randn(6, 100)), script.read_images("cifar10", cifar)
-        fake, real = (network(network.prepare(part))[0].double() for part in images)
-    expected = fid.frechet_distance(real.mean(0), torch.cov(real.T), fake.mean(0), torch.cov(fake.T))
-    assert distance == pytest.approx(expected.item(), rel=1e-3)
-    assert (precision, recall) == pytest.approx(fid.precision_recall(real, fake), abs=1e-6)
-
-
-def test_dcgan64_weights_of_the_official_example():
-    """PyTorch's own DCGAN example has the same networks, each a Sequential by the name of main."""
-    torch.manual_seed(0)
-    up, down = [], [nn.Conv2d(3, 64, 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
-    for a, b in ((100, 512), (512, 256), (256, 128), (128, 64)):
-        stride, padding = (1, 0) if a == 100 else (2, 1)
-        up += [nn.ConvTranspose2d(a, b, 4, stride, padding, bias=False), nn.BatchNorm2d(b), nn.ReLU()]
-    for a, b in ((64, 128), (128, 256), (256, 512)):
-        down += [nn.Conv2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2)]
-    up += [nn.ConvTranspose2d(64, 3, 4, 2, 1, bias=False), nn.Tanh()]
-    down += [nn.Conv2d(512, 1, 4, 1, 0, bias=False), nn.Sigmoid()]
-    its_g, its_d = (nn.Sequential(OrderedDict(main=nn.Sequential(*layers))).eval() for layers in (up, down))
-    assert list(its_g.state_dict())[0] == list(its_d.state_dict())[0] == "main.0.weight"
-    g, d = dcgan64_celeba.Generator().eval(), dcgan64_celeba.Discriminator().eval()
-    g.load_state_dict(its_g.state_dict())
-    d.load_state_dict(its_d.state_dict())
-    z = torch.randn(4, 100)
-    images = g(z)
-    assert torch.equal(images, its_g(z[:, :, None, None]))
-    assert torch.allclose(d(images).sigmoid().flatten(), its_d(images).flatten(), atol=1e-6)
-    its_g.load_state_dict(g.state_dict())  # and back
-    its_d.load_state_dict(d.state_dict())
-
-
-def pixels_of(image):
-    """uint8 (64, 64, 3) of what decode returns."""
-    return torch.frombuffer(bytearray(image), dtype=torch.uint8).view(64, 64, 3)
-
-
-def test_dcgan64_decodes_all_modes(tmp_path):
-    """A picture that is red on the left and half transparent blue on the right, in every mode there is."""
-    rgba = Image.new("RGBA", (80, 64), (255, 0, 0, 255))
-    rgba.paste((0, 0, 255, 128), (40, 0, 80, 64))
-    red, faint, blue = (255, 0, 0), (127, 127, 255), (0, 0, 255)
-    grey, mid = (76, 76, 76), (29, 29, 29)  # what ITU-R 601 makes of red and of blue
-    rgb = rgba.convert("RGB")
-    palette = rgb.quantize(4)
-    clear = palette.copy()
-    clear.info["transparency"] = palette.getpixel((79, 0))
-    deep = Image.new("I;16", (80, 64), 76 * 257)
-    deep.paste(29 * 257, (40, 0, 80, 64))
-    cases = {
-        "rgba.png": (rgba, red, faint),
-        "rgba.webp": (rgba, red, faint),
-        "rgb.png": (rgb, red, blue),
-        "rgb.bmp": (rgb, red, blue),
-        "rgb.jpg": (rgb, red, blue),
-        "rgb.JPEG": (rgb, red, blue),
-        "grey.png": (rgb.convert("L"), grey, mid),
-        "grey_alpha.png": (rgba.convert("LA"), grey, (141, 141, 141)),
-        "palette.png": (palette, red, blue),
-        "palette.gif": (palette, red, blue),
-        "clear.png": (clear, red, (255, 255, 255)),
-        "clear.gif": (clear, red, (255, 255, 255)),
-        "deep.png": (deep, grey, mid),
-        "cmyk.jpg": (rgb.convert("CMYK"), red, blue),
-        "bits.png": (rgb.convert("L").point(lambda v: 255 * (v > 50)).convert("1"), (255,) * 3, (0,) * 3),
-    }
-    for name, (image, left, right) in cases.items():
-        image.save(tmp_path / name, **({"quality": 95} if "jp" in name.lower() else {}))
-        pixels = pixels_of(dcgan64_celeba.decode(tmp_path / name, 64)).int()
-        tolerance = 12 if name.split(".")[1] in ("jpg", "JPEG", "webp") else 2
-        for column, colour in ((8, left), (55, right)):  # away from the edge between the two
-            difference = (pixels[32, column] - torch.tensor(colour)).abs().max().item()
-            assert difference <= tolerance, f"{name}: {pixels[32, column].tolist()} is not {colour}"
-    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)  # 16 bits go to the nearest of 8
-    grey = np.asarray(dcgan64_celeba.to_rgb(Image.fromarray(levels)))[:, :, 0]
-    assert np.array_equal(grey, np.floor(levels / 257 + 0.5))
-
-
-def test_dcgan64_takes_the_middle_square(tmp_path):
-    ramp = Image.fromarray(np.tile(np.arange(178, dtype=np.uint8), (218, 1)))
-    turned = ramp.convert("RGB")
-    exif = turned.getexif()
-    exif[0x0112] = 6  # orientation: the camera was held upright
-    turned.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    ramp.save(tmp_path / "wide.png")
-    ramp.transpose(Image.Transpose.TRANSPOSE).save(tmp_path / "tall.png")
-    decoded = (dcgan64_celeba.decode(tmp_path / name, 64) for name in ("wide.png", "tall.png", "turned.jpg"))
-    wide, tall, turned = (pixels_of(image)[:, :, 0].float() for image in decoded)
-    middle = (torch.arange(64) + 0.5) * 178 / 64 - 0.5
-    assert (wide - middle)[:, 2:-2].abs().max() <= 1
-    assert (tall - middle[:, None])[2:-2].abs().max() <= 1
-    assert turned[5].mean() < 40 < 140 < turned[-5].mean()  # now dark above, light below
+# %% pix2pix and cyclegan
 
 
 @pytest.fixture
@@ -1419,311 +1216,6 @@ def pictures(tmp_path, monkeypatch):
         colour.save(folder / f"{i:02d}.{('png', 'webp', 'jpg')[i % 3]}")
     (tmp_path / "pictures" / "notes.txt").write_text("no picture")
     return tmp_path / "pictures"
-
-
-def map_folder(folder):
-    """All pictures below a folder, as dcgan64_celeba.py reads them."""
-    return dcgan64_celeba.map_images(folder, dcgan64_celeba.list_images(folder), 64)[0]
-
-
-def test_dcgan64_decodes_a_folder_once(pictures, monkeypatch):
-    images = map_folder(pictures)
-    assert images.shape == (40, 3, 64, 64)
-    assert images.dtype == torch.uint8
-    files = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".webp", ".jpg"))
-    for image, path in zip(images, files):
-        assert torch.equal(image.permute(1, 2, 0), pixels_of(dcgan64_celeba.decode(path, 64)))
-    (cache,) = Path("data", "cache").iterdir()
-    assert cache.stat().st_size == 40 * 64 * 64 * 3 + 40
-    maps = Path("/proc/self/maps")
-    assert not maps.exists() or str(cache.resolve()) in maps.read_text()  # mapped, and not read into memory
-
-    decoded, loader = [], dcgan64_celeba.DataLoader
-    count = lambda files, *args, **rest: (decoded.append(len(files)), loader(files, *args, **rest))[1]  # noqa: E731
-    monkeypatch.setattr(dcgan64_celeba, "DataLoader", count)
-    assert torch.equal(map_folder(pictures), images)
-    assert decoded == []
-
-    # A file that is added, removed or changed is noticed, and the old cache is gone.
-    first = cache.name
-    shutil.copy(files[0], pictures / "added.png")
-    assert len(map_folder(pictures)) == 41
-    files[1].unlink()
-    assert len(map_folder(pictures)) == 40
-    Image.new("RGB", (9, 9), "green").save(files[2])
-    changed = map_folder(pictures)
-    assert len(changed) == 40
-    assert (changed == torch.tensor([0, 128, 0], dtype=torch.uint8)[:, None, None]).all((1, 2, 3)).sum() == 1
-    os.utime(files[3], ns=(1, 1))  # changed, of the same size
-    assert torch.equal(map_folder(pictures), changed)
-    assert decoded == [41, 40, 40, 40]
-    (cache,) = Path("data", "cache").iterdir()
-    assert cache.name != first
-
-    # Pixels that another decoder has made are not used.
-    with monkeypatch.context() as patch:
-        patch.setattr(dcgan64_celeba, "decode", lambda path, size, half: bytes([99]) * 64 * 64 * 3)
-        assert (map_folder(pictures) == 99).all()
-    assert torch.equal(map_folder(pictures), changed)
-
-    # Another process that decodes the same folder may be the first to finish.
-    def meanwhile(*args, **settings):
-        with monkeypatch.context() as patch:
-            patch.setattr(dcgan64_celeba, "tqdm", tqdm)
-            patch.setattr(os, "getpid", lambda: 1)
-            map_folder(pictures)
-        return tqdm(*args, **settings)
-
-    os.utime(files[4], ns=(2, 2))
-    with monkeypatch.context() as patch:
-        patch.setattr(dcgan64_celeba, "tqdm", meanwhile)
-        assert torch.equal(map_folder(pictures), changed)
-    assert len(list(Path("data", "cache").iterdir())) == 1
-
-    # Another folder has a cache of its own.
-    other = pictures.parent / "other"
-    shutil.copytree(pictures, other)
-    map_folder(other)
-    assert len(list(Path("data", "cache").iterdir())) == 2
-
-
-def decode_slowly(pictures, fifo):
-    """Decoding that takes minutes after the first pictures; `fifo` stays open as long as a worker lives."""
-    multiprocessing.set_start_method("fork", force=True)  # as most users have it
-    writer = open(fifo, "w", buffering=1)
-    original = dcgan64_celeba.decode
-
-    def decode(path, *rest):
-        writer.write("a worker is at work\n")
-        time.sleep(300 if path.suffix == ".jpg" and int(path.stem) > 16 else 0)
-        return original(path, *rest)
-
-    dcgan64_celeba.decode = decode
-    dcgan64_celeba.inspect = types.SimpleNamespace(getsource=str)
-    map_folder(pictures)
-
-
-def die_inside_replace(pictures):
-    at_call(dcgan64_celeba.os, "replace", 1, signal.SIGKILL)
-    map_folder(pictures)
-
-
-def test_dcgan64_interrupted_decoding_leaves_nothing(pictures, tmp_path):
-    os.mkfifo(tmp_path / "fifo")
-    process = start(decode_slowly, pictures, tmp_path / "fifo", folder=tmp_path, output=tmp_path / "out")
-    reader, cache = open(tmp_path / "fifo"), Path("data", "cache")
-    assert reader.readline() == "a worker is at work\n"
-    time.sleep(0.3)
-    assert list(cache.iterdir()) != []
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends Ctrl-C: to the worker processes, too
-    finish(process, 1)
-    assert (tmp_path / "out").read_text().count("Traceback") == 1  # the workers are silent
-    assert list(cache.iterdir()) == []
-    with reader:
-        assert select.select([reader], [], [], 60)[0]
-        assert {*reader.read().splitlines()} <= {"a worker is at work"}  # to its end, so they are gone
-    finish(start(die_inside_replace, pictures, folder=tmp_path), -signal.SIGKILL)
-    assert len(map_folder(pictures)) == 40
-    assert [path.suffix for path in cache.iterdir()] == [".uint8"]  # what the kill left is gone
-
-
-def test_dcgan64_names_unreadable_files(pictures, capsys):
-    (pictures / "0" / "empty.png").write_bytes(b"")
-    (pictures / "cut.jpg").write_bytes(next(pictures.rglob("*.jpg")).read_bytes()[:300])
-    (pictures / "text.gif").write_text("this is text")
-    good = [p for p in sorted(pictures.rglob("*.*")) if dcgan64_celeba.decode(p, 64)]
-    images = map_folder(pictures)
-    assert len(images) == len(good) == 40
-    for image, path in zip(images, good):  # no gaps
-        assert torch.equal(image.permute(1, 2, 0), pixels_of(dcgan64_celeba.decode(path, 64)))
-    out = capsys.readouterr().out
-    assert "3 of 43 files cannot be read" in out
-    for name in ("empty.png", "cut.jpg", "text.gif"):
-        assert name in out
-
-
-def test_dcgan64_folders_without_images(script, pictures, tmp_path, capsys):
-    argv = ["--dataset", "folder", "--device", "cpu", "--data-dir"]
-    (tmp_path / "bad").mkdir()
-    fails(script, [*argv, tmp_path / "bad"], capsys, "--data-dir", "no image", tmp_path / "bad", last=True)
-    (tmp_path / "bad" / "a.png").write_bytes(b"")
-    fails(script, [*argv, tmp_path / "bad"], capsys, "--data-dir", "no image", last=True)
-    fails(script, [*argv, tmp_path / "nowhere"], capsys, "--data-dir", tmp_path / "nowhere")
-    fails(script, [*argv, pictures / "notes.txt"], capsys, "--data-dir", "notes.txt")
-    assert not Path("runs").exists()
-    assert not any(Path("data", "cache").iterdir())
-
-
-def test_dcgan64_folder_trains_and_generates(script, pictures, tmp_path):
-    argv = ["--dataset", "folder", "--data-dir", str(pictures), "--batch-size", "4", "--epochs", "1"]
-    script.main([*argv, "--device", "cpu", "--out-dir", "whole", "--max-steps", "2"])
-    script.main([*argv, "--device", "cpu", "--out-dir", "run", "--max-steps", "1"])
-    script.main(["--resume", "run/checkpoint.pt", "--max-steps", "2"])
-    assert_same_run("run/checkpoint.pt", "whole/checkpoint.pt")
-    with Image.open("run/samples/epoch_0001.png") as grid:
-        red, green, blue = (band.tobytes() for band in grid.split())
-        assert red != green != blue
-    script.main(["--generate", "3", "--checkpoint", "run/checkpoint.pt"])
-    files = sorted(Path("run/generated/001").iterdir())
-    assert [(Image.open(path).size, Image.open(path).mode) for path in files] == [((64, 64), "RGB")] * 3
-
-
-def test_dcgan64_faces(script, tmp_path, monkeypatch, capsys):
-    """Without flags it trains on CelebA if that is there, and on these faces otherwise."""
-    images = script.read_images("faces", ROOT / "data")
-    assert torch.equal(images, fid.open_faces(ROOT / "data/faces", "train")[0])
-    fails(script, ["--dataset", "faces", "--data-dir", tmp_path], capsys, "--data-dir", "data/faces")
-    (tmp_path / "data" / "faces").mkdir(parents=True)
-    with Image.open(ROOT / "data/faces/train_00.webp") as sheet:
-        sheet.save(tmp_path / "data" / "faces" / "train_00.webp", lossless=True, method=0)
-    monkeypatch.chdir(tmp_path)
-    script.main(["--max-steps", "1", "--batch-size", "2", "--device", "cpu", "--out-dir", "run"])
-    assert "faces: 1,024 images, 512 steps an epoch" in capsys.readouterr().out
-    settings = read("run/checkpoint.pt")["settings"]
-    names = "dataset", "epochs", "noise_epochs", "instance_noise"
-    assert [settings[name] for name in names] == ["faces", 48, 48, 0.5]
-    with Image.open("run/samples/epoch_0001.png") as grid:
-        assert grid.mode == "RGB"
-    Path("data", script.CELEBA).mkdir(parents=True)
-    fails(script, ["--device", "cpu"], capsys, "no image", script.CELEBA, last=True)
-
-
-def test_dcgan64_celeba_folder(script, tmp_path, monkeypatch, capsys, no_network):
-    """torchvision's layout is found; where it is not, one line says what to do."""
-    monkeypatch.chdir(tmp_path)
-    folder = Path("data", "celeba", "img_align_celeba")
-    argv = ["--batch-size", "4", "--epochs", "1", "--device", "cpu"]
-    words = folder, "quota", "img_align_celeba.zip", "--dataset", "folder"
-    fails(script, [*argv, "--dataset", "celeba"], capsys, "--data-dir", *words)
-    assert not Path("runs").exists()
-    shutil.rmtree("data", ignore_errors=True)
-    folder.mkdir(parents=True)
-    rng = torch.Generator().manual_seed(0)
-    for i in range(8):
-        noise = torch.randint(0, 256, (218, 178, 3), dtype=torch.uint8, generator=rng)
-        Image.fromarray(noise.numpy()).save(folder / f"{i + 1:06d}.jpg")
-    script.main(argv)
-    assert Path("runs/dcgan64_celeba/001/samples/epoch_0001.png").is_file()
-
-
-def test_dcgan64_tensorboard(script, flags, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    fails(script, [*flags, "--tensorboard"], capsys, "--tensorboard", "pip install tensorboard")
-    assert not (tmp_path / "run").exists()
-    monkeypatch.undo()
-    writer = mock.Mock()
-    module = types.SimpleNamespace(SummaryWriter=mock.Mock(return_value=writer))
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(script, "LOG_EVERY", 5)
-    script.main([*flags, "--tensorboard", "--max-steps", "6"])
-    module.SummaryWriter.assert_called_once_with(tmp_path / "run" / "tensorboard", purge_step=1)
-    scalars = {(call.args[0], call.args[2]) for call in writer.add_scalar.mock_calls}
-    assert scalars == {(name, step) for name in script.METRICS for step in (5,)}
-    grids = [(call.args[0], tuple(call.args[1].shape), call.args[2]) for call in writer.add_image.mock_calls]
-    assert grids == [("samples", (3, 530, 530), 6)]
-
-
-def as_one_of_many(path, plain, stop, argv):
-    """A process that writes its networks and optimisers to a file of its own at the end."""
-    held, script, adam = [], dcgan64_celeba, torch.optim.Adam
-    if plain:  # no batch statistics
-        script.nn.BatchNorm2d, script.init_weights = nn.Identity, nn.Identity()
-    if stop:
-        at_call(script, "generator_loss", 9, signal.SIGTERM)
-    place = script.place
-    script.place = lambda *args: held.append(place(*args)) or held[-1]
-    torch.optim.Adam = lambda *args, **settings: held.append(adam(*args, **settings)) or held[-1]
-    script.main([str(arg) for arg in argv])
-    names = "generator", "discriminator", "optimizer_g", "optimizer_d"
-    torch.save({name: part.state_dict() for name, part in zip(names, held)}, path)
-
-
-def together(tmp_path, world, name, argv, plain=False, stop=False, status=0):
-    """Train in one process or in several; returns what each held at the end, and what they printed."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    (tmp_path / name).mkdir()
-    processes = []
-    for rank in range(world):
-        environ = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-        environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        path, output = tmp_path / name / f"rank{rank}.pt", tmp_path / name / f"{rank}.txt"
-        job = as_one_of_many, path, plain, stop and rank == 1, argv
-        processes.append(start(*job, folder=tmp_path, output=output, environ=environ))
-    if stop:
-        finish(processes[1], 130)
-        os.kill(processes[0].pid, signal.SIGTERM)  # as torchrun does when one has ended
-        processes[0].join(120)
-        return None
-    for process in processes:
-        finish(process, status)
-    return [read(tmp_path / name / f"rank{rank}.pt") for rank in range(world)]
-
-
-def test_dcgan64_two_processes_without_batch_statistics(script, flags, tmp_path):
-    """The gradients of two processes, averaged, are those of one that has the whole batch to itself."""
-    # D moves too little for G to notice.
-    step = [*flags[:-2], "--max-steps", "1", "--lr-d", "1e-12"]
-    (one,) = together(tmp_path, 1, "one", [*step, "--out-dir", tmp_path / "run1"], plain=True)
-    two = together(tmp_path, 2, "two", [*step, "--out-dir", tmp_path / "run2"], plain=True)
-    for optimizer in ("optimizer_g", "optimizer_d"):  # after one step, Adam's mean is half the gradient
-        gradients = [
-            torch.cat([state["exp_avg"].flatten() for state in part[optimizer]["state"].values()])
-            for part in (one, *two)
-        ]
-        assert (gradients[1] - gradients[0]).norm() < 1e-3 * gradients[0].norm()
-        assert torch.equal(gradients[1], gradients[2])
-    histories = [read(tmp_path / run / "checkpoint.pt")["history"] for run in ("run1", "run2")]
-    assert torch.allclose(*histories, rtol=1e-4)  # the figures, too, are of the whole batch
-
-
-def test_dcgan64_two_processes_with_batch_normalisation(script, flags, tmp_path):
-    """Both hold the same weights, and one writes."""
-    run = tmp_path / "run"
-    both = together(tmp_path, 2, "both", [*flags, "--max-steps", "2"])
-    printed = [(tmp_path / "both" / f"{rank}.txt").read_text() for rank in (0, 1)]
-    assert "2 steps done" in printed[0]
-    assert "epoch" not in printed[1]
-    for name in ("generator", "discriminator"):
-        weights = [{key: value for key, value in held[name].items() if "running" not in key} for held in both]
-        assert_same_bits(*weights)
-    assert_same_bits(read(run / "checkpoint.pt")["generator"], both[0]["generator"])
-    assert (run / "samples" / "epoch_0001.png").is_file()
-
-
-def test_dcgan64_two_processes_stop_and_go_on(script, flags, tmp_path):
-    """Stopped by a signal to one of the two, a run ends as a whole one does; it can go on in one process."""
-    flags, checkpoint, half = flags[:-2], tmp_path / "run" / "checkpoint.pt", tmp_path / "half"
-    together(tmp_path, 2, "whole", [*flags, "--out-dir", checkpoint.parent])
-    together(tmp_path, 2, "stopped", [*flags, "--out-dir", half], stop=True)
-    assert read(half / "checkpoint.pt")["step"] == 6
-    together(tmp_path, 2, "rest", ["--resume", half / "checkpoint.pt"])
-    assert_same_run(half / "checkpoint.pt", checkpoint)
-    script.main(["--resume", str(checkpoint), "--epochs", "3", "--max-steps", "13"])  # from two to one
-    together(tmp_path, 2, "again", ["--resume", checkpoint, "--max-steps", "14"])  # and from one to two
-    assert len(read(checkpoint)["history"]) == read(checkpoint)["step"] == 14
-
-
-def test_dcgan64_torchrun(script, flags, tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    command += [script.__file__, *flags, "--max-steps", "2"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("2 steps done") == 1
-    assert read(tmp_path / "run" / "checkpoint.pt")["step"] == 2
-
-
-def test_dcgan64_batches_that_cannot_be_shared(script, flags, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script, "connect", lambda args: (0, 3))
-    monkeypatch.setattr(script.distributed, "barrier", lambda: None)
-    fails(script, flags, capsys, "--batch-size", "4", "3 processes")
-    fails(script, [*flags, "--batch-size", "3"], capsys, "--batch-size", "3", "3 processes")
-    assert not (tmp_path / "run").exists()
-
-
-# %% pix2pix and cyclegan
 
 
 def test_translators_have_the_papers_sizes():
@@ -2462,7 +1954,7 @@ def test_cyclegan_glasses(script):
 def test_gan_2d_has_the_frame():
     titles = [title.split(":")[0] for title, _ in sections("gan_2d")]
     assert [title for title in titles if title != "Plane"] == SECTIONS
-    assert section("gan_2d", "Plumbing") == section("dcgan64_celeba", "Plumbing")
+    assert section("gan_2d", "Plumbing") == section("pix2pix", "Plumbing")
     lengths = {title.split(":")[0]: text.count("\n") for title, text in sections("gan_2d")}
     assert lengths.pop("Plane") < 180
     assert sum(lengths.values()) - lengths["Plumbing"] < 340
@@ -3425,6 +2917,22 @@ def fid_json(capsys, *argv):
     return json.loads(capsys.readouterr().out)
 
 
+def test_fid_judge_takes_inception_where_there_are_no_classes(inception, tmp_path, monkeypatch):
+    """With weights that are not the released ones, in their place, on six digits and six others."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    shutil.copy(inception, tmp_path / "hub" / "checkpoints" / fid.WEIGHTS)
+    digits = torchvision.datasets.MNIST(ROOT / "data").data[:12, None].expand(-1, 3, -1, -1)
+    real, fake = torchvision.transforms.Resize(64)(digits).split(6)
+    distance, precision, recall = fid.Judge("celeba", real, "cpu", tmp_path)(fake)
+    network, _ = fid.load_inception(inception)
+    with torch.inference_mode():
+        real, fake = (network(network.prepare(part))[0].double() for part in (real, fake))
+    expected = fid.frechet_distance(real.mean(0), torch.cov(real.T), fake.mean(0), torch.cov(fake.T))
+    assert distance == pytest.approx(expected.item(), rel=1e-3)
+    assert (precision, recall) == pytest.approx(fid.precision_recall(real, fake), abs=1e-6)
+
+
 def test_fid_of_two_folders(folders, inception, capsys, monkeypatch):
     """By hand from the network's outputs; and its name, which depends on the weights alone."""
     for path in [*folders.glob("?/[6-9].png"), *folders.glob("?/1?.png")]:
@@ -3747,7 +3255,6 @@ def test_faces_are_in_the_repository(tmp_path, capsys):
     assert "3 images are too few" in capsys.readouterr().err
     (tmp_path / "faces" / "train_00.webp").write_bytes(data[:1000])
     fails(fid, argv, capsys, "--data-dir", "data/faces")
-    fails(dcgan64_celeba, ["--data-dir", tmp_path], capsys, "--data-dir", "data/faces")
 
 
 def test_faces_classifier_notices_what_changes(tmp_path, monkeypatch, capsys):
@@ -3948,9 +3455,9 @@ def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
 def test_strip(watch, tmp_path, capsys):
     """Blocks of the first nine samples, in the order of README.md, whatever that of the files is."""
     names, sides = ("dcgan64_celeba", "stylegan"), (64, 32)
+    shutil.copy(ROOT / "pretrained/dcgan64_celeba.pt", tmp_path)
+    export.main([str(watch(stylegan).folder / "checkpoint.pt"), str(tmp_path / "stylegan.pt")])
     for name in reversed(names):
-        run = watch(importlib.import_module(name)).folder
-        export.main([str(run / "checkpoint.pt"), str(tmp_path / f"{name}.pt")])
         argv = ["--generate", "9", "--checkpoint", str(tmp_path / f"{name}.pt")]
         importlib.import_module(name).main([*argv, "--out-dir", str(tmp_path / name)])
     strip.main([str(tmp_path), str(tmp_path / "strip.png")])

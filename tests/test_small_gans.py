@@ -8,6 +8,7 @@ from torchvision import datasets
 
 import cgan
 import dcgan32_wgan_sn
+import dcgan64_celeba
 import dcgan_mnist
 from test_scripts import ROOT, assert_same_bits, fails, one_step, read, short
 
@@ -74,8 +75,9 @@ def test_dcgan32_trains_in_colour(tmp_path, monkeypatch, no_plots):
     dcgan32_wgan_sn.main(["--generate", "2", "--checkpoint", str(tmp_path / "run/checkpoint.pt")])
 
 
-def test_dcgan32_bf16_is_near_fp32_and_keeps_weights_in_fp32():
-    (full, _, (_, a)), (low, _, (_, b)) = (one_step(dcgan32_wgan_sn, precision=p) for p in ("fp32", "bf16"))
+@pytest.mark.parametrize("script", [dcgan32_wgan_sn, dcgan64_celeba])
+def test_bf16_is_near_fp32_and_keeps_weights_in_fp32(script):
+    (full, _, (_, a)), (low, _, (_, b)) = (one_step(script, precision=p) for p in ("fp32", "bf16"))
     for name in full:
         assert low[name].item() == pytest.approx(full[name].item(), rel=0.1, abs=0.02)
     assert any(not torch.equal(x, y) for x, y in zip(a.grads[1], b.grads[1]))
