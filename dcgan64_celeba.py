@@ -18,7 +18,7 @@ The losses are those of vanilla_gan.py and the recipe is that of dcgan_mnist.py,
 names, so trained weights fit both: generator.load_state_dict(torch.load("netG_epoch_24.pth")).
 
 torchrun gives each process a share of every batch, and DistributedDataParallel averages the gradients. On the
-cartoons, D sees everything through fading noise: without it, their flat colours would give every fake away.
+cartoons, D sees everything through noise that fades: a flat colour is hard to draw, and would betray G.
 
 What to watch: interpolation.png. Each row walks from one z to another. A G that had memorised faces would
 jump between them; a good one turns one face into the other, and every step on the way is a face, too.
@@ -333,8 +333,8 @@ def load_images(args):
         return load_folder(args)
     images = read_sheets(args) if args.dataset == "faces" else read_dataset(args)
     torch.manual_seed(args.seed)
-    chosen = images[torch.randperm(len(images))[: args.limit]].split(1000)  # to resize all would fill memory
-    return torch.cat([resize(chunk, [64, 64], antialias=True) for chunk in chosen]).to(args.device)
+    chunks = images[torch.randperm(len(images))[: args.limit]].split(1000)  # resize makes floats of a chunk
+    return torch.cat([resize(chunk, [64, 64], antialias=True) for chunk in chunks]).to(args.device)
 
 
 def read_dataset(args):

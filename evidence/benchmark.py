@@ -180,7 +180,8 @@ class Player:
 
     def __init__(self, name, device, channels=None, **adam):
         self.name, self.script, self.shape = name, importlib.import_module(name), SHAPES[name]
-        self.args = self.script.parse_args(["--device", str(device)])
+        grey = ["--dataset", "mnist"] if channels == 1 else []
+        self.args = self.script.parse_args(["--device", str(device), *grey])
         getattr(self.script, "fill_in", lambda args: None)(self.args)
         torch.manual_seed(0)
         second = getattr(self.script, "Critic", None) or self.script.Discriminator
