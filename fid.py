@@ -1,42 +1,32 @@
 """FID, KID, precision and recall: how far is one set of images from another?
 
     python fid.py PATH1 PATH2                       # the FID of two folders: real images, then samples
-    python fid.py cifar10:train path/to/samples --metrics fid kid is pr
     python fid.py mnist:test runs/dcgan_mnist/001/generated/001 --features classifier
+    python fid.py cifar10:train path/to/samples --metrics fid kid is pr
     python fid.py --save-stats PATH1 stats.npz      # then: python fid.py stats.npz PATH2
 
-A path is a folder of images (nested or not, any mode and size), a .npz file with the arrays mu and sigma
-(pytorch-fid writes and reads the same), or a data set: mnist:test, or mnist for its training set.
+    real images ──► Inception ──► one cloud of points ─────┐
+                                                           ├──► how far apart are the clouds?
+        samples ──► Inception ──► another cloud of points ─┘
 
-These measures look at features of Inception v3, a classifier, and not at pixels. Describe the features of
-each set, 2048 numbers an image, by a Gaussian, N(m1, S1) and N(m2, S2). The squared Frechet distance of the
-two (the squared 2-Wasserstein distance), on these features, is the Frechet Inception distance, FID. On other
-features it is no FID, only a distance:
+Samples should look real, and be as varied as real images. Pixels tell neither. So each image becomes a point:
+the 2048 features that a classifier, Inception v3, finds in it. The FID fits a Gaussian to each cloud of
+points, N(m1, S1) and N(m2, S2), and measures how far apart the two are:
 
     FID = |m1 - m2|^2 + tr(S1) + tr(S2) - 2 tr((S1 S2)^(1/2))
 
-The kernel Inception distance, KID, needs no Gaussians: it adds the mean similarity (a cubic kernel) within
-each set, less twice that across. Precision and recall separate two faults, samples that look wrong and
-samples that lack variety. Each image gets a ball that reaches to its third nearest neighbour in its own set.
-Precision is the share of samples in some real image's ball, recall that of real images in some sample's ball.
-The Inception Score is high if the classifier is sure of each sample's class, and all classes occur.
+The KID asks whether images are more alike within the two sets than across them. Precision is the share of
+samples that are near some real image, recall the share of real images that are near some sample.
 
-How they mislead:
-(1) The fewer the images, the larger the FID, for errors of m and S add to it. On the features of (3), MNIST's
-    training and test sets are 60.6 apart with 500 images of each, 4.8 with 10,000: compare equal numbers.
-(2) Resizing, rounding, other weights and bf16 change all figures: treat both sets alike. This script says FID
-    only in fp32 and for the FID authors' network, with the weights that pytorch-fid released.
-(3) Inception learned from photographs, not from digits or cartoons. For these, --features classifier trains a
-    small network and compares its last hidden layer.
-(4) Blurs lie in many balls, which raises precision; odd samples have huge ones, which raises recall: look.
-(5) The distance hardly sees repetition. 200 of MNIST's training images, about fifty times each and moved by
-    up to a pixel, are at 39 from the test set, closer than vanilla_gan.py's samples (56 to 72). But their
-    recall is 0.019. Copies of all training images would do well: --neighbours shows them.
+How they mislead. The fewer images, the larger the FID: compare equal numbers. Another way to resize or other
+weights change every figure, so this script says FID for the authors' network alone. Inception has learned
+from photographs: for digits, clothes and cartoon faces take --features classifier. Precision flatters blur,
+and outliers inflate recall: look. And the distance hardly sees copies: 200 digits of MNIST over and over are
+closer to the test set than the samples of vanilla_gan.py. Recall gives them away, and --neighbours shows
+copies of training images.
 
-Papers: Heusel et al. 2017, arXiv 1706.08500, equation 6 (FID); Binkowski et al. 2018, 1801.01401 (KID);
-Kynkaanniemi et al. 2019, 1904.06991 (precision, recall); Salimans et al. 2016, 1606.03498 (Inception Score).
-Departures from pytorch-fid: transparent images are put on white, 16 bits are scaled, and photographs
-are turned as their EXIF data say.
+Papers: Heusel et al. 2017, arXiv 1706.08500 (FID); Binkowski et al. 2018, 1801.01401 (KID); Kynkaanniemi et
+al. 2019, 1904.06991 (precision, recall); Salimans et al. 2016, 1606.03498 (Inception Score).
 """
 
 import argparse
