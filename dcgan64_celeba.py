@@ -330,7 +330,7 @@ def fail(message, status=2):
 def load_images(args):
     """The training images as bytes (N, C, 64, 64), on the device; those of a folder stay in a file."""
     if args.dataset in ("celeba", "folder"):
-        return load_folder(args)
+        return map_folder(args)
     images = read_sheets(args) if args.dataset == "faces" else read_dataset(args)
     torch.manual_seed(args.seed)
     chunks = images[torch.randperm(len(images))[: args.limit]].split(1000)  # resize makes floats of a chunk
@@ -495,7 +495,7 @@ def decode_all(paths, cache):
         tqdm.write(f"{len(unreadable)} of {len(paths)} files cannot be read: {names}", file=sys.stderr)
 
 
-def load_folder(args):
+def map_folder(args):
     """Pictures as bytes (N, 3, 64, 64), mapped into memory from a file in data/cache, decoded once."""
     folder = Path(args.data_dir, CELEBA if args.dataset == "celeba" else "").resolve()
     try:
