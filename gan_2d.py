@@ -1,13 +1,32 @@
-"""The game of a GAN, on points in the plane, where you can watch both players. 30 seconds, no GPU.
+"""The game behind every GAN, on points in the plane, where you can watch both players.
 
-    python gan_2d.py                                    # 60 epochs, into runs/gan_2d/001
-    python gan_2d.py --dataset grid --epochs 200        # 25 clusters
+    python gan_2d.py                                    # 30 seconds, into runs/gan_2d/001
+    python gan_2d.py --dataset spiral --epochs 100
 
-            z ──► G ──► fake ──┐                         ● ● ●
-                               ├──► D ──► real or fake?  ●   ●
-     points on a ring ► real ──┘                         ● ● ●
+                     z ──► G ──► fake ──┐
+                                        ├──► D ──► real or fake?
+    clusters on a ring ────────► real ──┘
 
-LESSON
+You have some points and want a network that makes more like them. But what makes a new point a good one?
+Instead of writing that down, let a second network learn it. The generator G turns noise z into a point; it
+never sees a real one. The discriminator D looks at one point at a time and gives the probability that it is
+real. D learns from real points x and from fakes G(z), and G learns from D alone: the gradient of D tells it
+where to move each fake so that D believes in it.
+
+    L_D = -E[log D(x)] - E[log(1 - D(G(z)))]        D wants to say 1 to real points and 0 to fakes
+    L_G = -E[log D(G(z))]                           G wants to hear 1
+
+What to watch: progress.gif. Real points are black, fakes yellow, and arrows show where D sends them. The left
+half is what D says: blue for real, red for fake, white for "I can't tell". The right half is the ideal D,
+p / (p + q), where real points have density p and fakes q. It is 1/2 everywhere once p = q: then D can only
+guess. First the fakes find the ring, then the clusters. A few stay in between, because G is continuous: it
+can stretch the cloud of noise, but never tear it.
+
+Try --lr-d 1e-2 --lr-g 1e-4. D runs ahead, and most fakes crowd into a few clusters: mode collapse. (`modes`
+in history.csv counts the clusters reached.) D knows where the empty ones are. Why does no fake go there?
+
+Paper: Goodfellow et al. 2014, arXiv 1406.2661. Departures: points, not images; Adam. For other rules of the
+game there is --loss, and --dataset lines draws landscape.png, the reason for wgan_gp.py.
 """
 
 import argparse
@@ -294,8 +313,7 @@ class Clusters:
 def plane(fakes, clusters, blur=0.0, cells=120):
     """The shares p of real points and q of fakes (N, 2) in the cells of a grid, (rows, columns); its edges.
 
-    p is exact and q is counted. With `blur`, all points have noise of that standard deviation on them, so
-    that q is smooth.
+    With `blur`, noise of that standard deviation is on all points, and makes q smooth.
     """
     edges = torch.linspace(-clusters.side, clusters.side, cells + 1)
 
@@ -381,8 +399,7 @@ def draw(discriminator, fakes, real, clusters, folder, epoch, loss):
     grey = torch.cat([torch.full((*p.shape, 3), 0.85), 1 - density[..., None]], 2)
 
     figure = Figure(figsize=(7.2, 3.6), dpi=100)
-    left = figure.add_axes((0, 0, 0.5, 1))
-    right = figure.add_axes((0.5, 0, 0.5, 1))
+    left, right = (figure.add_axes((x, 0, 0.5, 1)) for x in (0, 0.5))
     place = {"extent": [-clusters.side, clusters.side] * 2, "origin": "lower"}
     colours = {"cmap": colormaps["RdBu"].resampled(21), "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
     left.imshow(learned.numpy(), **colours, **place)
@@ -408,7 +425,7 @@ def film(folder):
 
 
 def measured_distance(theta, loss, args):
-    """How far apart the lines at 0 and at theta are, to a D trained to tell them.
+    """How far apart two lines at a distance of theta are, to a D trained to tell them (Arjovsky et al. 2017).
 
     non-saturating: log 2 - L_D / 2, for the best D the Jensen-Shannon divergence;
     wasserstein-gp: E[D(x)] - E[D(G(z))], for the best D the Wasserstein distance.
@@ -432,16 +449,13 @@ def measured_distance(theta, loss, args):
 
 
 def draw_landscape(folder, args):
-    """Write landscape.png: what these two say of lines that are ever further apart.
-
-    The first is flat until the lines touch, so it cannot tell G where to go (Arjovsky et al. 2017).
-    """
+    """Write landscape.png: JSD is flat until the lines touch, and cannot tell G where to go. W can."""
     thetas = [0.0, 0.02, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for loss, name in ("non-saturating", "Jensen-Shannon"), ("wasserstein-gp", "Wasserstein"):
         values = [measured_distance(theta, loss, args) for theta in thetas]
-        axis.plot(thetas, values, ".-", label=f"{name}, as a trained network measures it")
+        axis.plot(thetas, values, ".-", label=f"{name}, as D measures it")
     axis.axhline(math.log(2), linestyle=":", color="grey", label="log 2")
     axis.plot([0, 1.5], [0, 1.5], "--", color="grey", label="the distance itself")
     axis.set_xlabel("distance of the two lines")
