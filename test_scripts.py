@@ -27,6 +27,7 @@ import dcgan32_wgan_sn
 import dcgan64_celeba
 import dcgan_mnist
 import fid
+import gan_2d
 import vanilla_gan
 import wgan_gp
 
@@ -41,22 +42,27 @@ SCRIPTS = {
     "cgan": {"flags": [], "step": {"classes": torch.arange(8), "real_label": 0.9}},
     "dcgan32_wgan_sn": {"flags": ["--dataset", "mnist"], "step": {}},
     "dcgan64_celeba": {"flags": ["--dataset", "mnist"], "step": {}},
+    "gan_2d": {"flags": ["--steps", "6"], "step": {"loss": "non-saturating"}},
 }
+IMAGES = [name for name in SCRIPTS if name != "gan_2d"]  # what is about images leaves the points out
+of_images = pytest.mark.parametrize("script", IMAGES, indirect=True)
+trained_on_images = pytest.mark.parametrize("trained", IMAGES, indirect=True, scope="session")
 
 # Functions and classes of one name have the same text in all scripts. These scripts have a form of their own:
 OWN = {name: [*SCRIPTS] for name in ("add_flags", "build", "train", "train_step", "load_generator")}
 OWN |= {name: [*SCRIPTS] for name in ("Generator", "Discriminator", "Critic")}
 OWN |= {name: [*SCRIPTS] for name in ("generator_loss", "discriminator_loss", "critic_loss")}
 OWN["init_weights"] = ["vanilla_gan"]  # no convolutions
-OWN["parse_args"] = ["vanilla_gan", "dcgan64_celeba"]  # no --published; the data set that is there
+OWN["parse_args"] = ["vanilla_gan", "dcgan64_celeba", "gan_2d"]  # no --published; other defaults
 OWN["load_images"] = ["cgan", "dcgan32_wgan_sn", "dcgan64_celeba"]  # with classes; 32x32; folders
-OWN["sample"] = ["cgan"]  # takes classes
-OWN["draw"] = OWN["generate"] = ["cgan", "dcgan32_wgan_sn"]  # a row for each class; uniform noise
+OWN["sample"] = ["cgan", "gan_2d"]  # takes classes; points
+OWN["draw"] = OWN["generate"] = ["cgan", "dcgan32_wgan_sn", "gan_2d"]  # by class; uniform noise; points
 
 
 def short(name, folder, *more):
-    """The flags of a run of 24 digits, in batches of 4, on the CPU."""
-    flags = ["--limit", 24, "--batch-size", 4, "--epochs", 2, "--device", "cpu", "--data-dir", ROOT / "data"]
+    """The flags of a run of 24 digits (or 6 steps on points) an epoch, in batches of 4, on the CPU."""
+    flags = ["--batch-size", 4, "--epochs", 2, "--device", "cpu"]
+    flags += ["--limit", 24, "--data-dir", ROOT / "data"] if name in IMAGES else []
     return [str(flag) for flag in [*flags, "--out-dir", folder, *SCRIPTS[name]["flags"], *more]]
 
 
@@ -77,7 +83,7 @@ def script(request):
 @pytest.fixture
 def no_plots(monkeypatch):
     """A plot takes longer than a run of a few steps."""
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: Path(path).touch())
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: Image.new("L", (1, 1)).save(path))
 
 
 def watch_steps(monkeypatch, script):
@@ -112,7 +118,9 @@ def assert_same_bits(a, b):
 
 
 def digits(script, count):
-    """The first digits of MNIST in [-1, 1], of the size that a script trains on, and as many channels."""
+    """The first digits of MNIST in [-1, 1], as a script trains on them; points for gan_2d.py."""
+    if script is gan_2d:
+        return gan_2d.Clusters("ring").draw(count)
     images = datasets.MNIST(ROOT / "data").data[:count, None].float() / 127.5 - 1
     if script is dcgan64_celeba:
         return F.interpolate(images, (64, 64)).expand(-1, 3, -1, -1)
@@ -129,8 +137,9 @@ def parameters(network):
 def test_a_run_leaves_pictures_figures_and_a_checkpoint(trained):
     script, folder = trained
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert files >= {"samples/epoch_0001.png", "samples/epoch_0002.png", "interpolation.png", "progress.gif"}
-    assert files >= {"config.json", "history.csv", "losses.png", "checkpoint.pt"}
+    assert files >= {"samples/epoch_0001.png", "samples/epoch_0002.png", "progress.gif", "losses.png"}
+    assert files >= {"config.json", "history.csv", "checkpoint.pt"}
+    assert ("interpolation.png" in files) == (script is not gan_2d)
     for path in (folder / "samples").glob("*.png"):
         assert len(np.unique(Image.open(path))) > 10  # a picture, and not one colour
     assert Image.open(folder / "progress.gif").n_frames == 2
@@ -157,6 +166,7 @@ def test_a_resumed_run_ends_with_the_same_bits(trained, tmp_path, no_plots):
     assert len(list((tmp_path / "run/samples").glob("epoch_*.png"))) == 2
 
 
+@of_images
 def test_every_image_is_seen_once_an_epoch_in_a_new_order(script, tmp_path, monkeypatch, no_plots):
     steps = watch_steps(monkeypatch, script)
     script.main(short(script.SCRIPT, tmp_path / "run"))
@@ -167,6 +177,7 @@ def test_every_image_is_seen_once_an_epoch_in_a_new_order(script, tmp_path, monk
     assert (first.min(), first.max()) == (-1, 1)
 
 
+@of_images
 def test_the_last_short_batch_is_left_out_and_batches_shrink_to_fit(script, tmp_path, monkeypatch, no_plots):
     steps = watch_steps(monkeypatch, script)
     batch = 8 if script is wgan_gp else 4  # images in a step: two batches for the critic's two steps
@@ -176,6 +187,7 @@ def test_the_last_short_batch_is_left_out_and_batches_shrink_to_fit(script, tmp_
     assert len(steps[-1]["real"]) == 6
 
 
+@trained_on_images
 def test_generate_draws_what_load_generator_draws_in_another_program(trained, tmp_path):
     script, folder = trained
     checkpoint = folder / "checkpoint.pt"
@@ -193,6 +205,7 @@ def test_generate_draws_what_load_generator_draws_in_another_program(trained, tm
         assert np.abs(np.array(Image.open(path))[:, :, 0] / 255 - image[0].numpy()).max() <= 0.5 / 255 + 1e-6
 
 
+@of_images
 def test_sampling_is_per_image_and_leaves_the_generator_as_it_was(script):
     generator = script.build(script.parse_args(["--device", "cpu"]))["generator"]
     z, classes = torch.rand(6, 100), [torch.arange(6)] if script is cgan else []
@@ -284,7 +297,8 @@ def test_a_step_reports_scalars_and_never_waits_for_the_device(script, monkeypat
 
     monkeypatch.setattr(script, "train_step", watched)
     metrics, _, _ = one_step(script)
-    assert list(metrics) == [name for panel in script.PANELS for name in panel]
+    panels = script.STEP_PANELS if script is gan_2d else script.PANELS
+    assert list(metrics) == [name for panel in panels for name in panel]
     for value in metrics.values():
         assert value.shape == ()
         assert not value.requires_grad
@@ -371,8 +385,8 @@ def test_flags_that_are_given_win_over_the_checkpoint(tmp_path, no_plots):
 
 
 def test_published_settings_give_way_to_flags(script):
-    if script in (vanilla_gan, dcgan64_celeba):
-        pytest.skip("it has no --published: its default is the tutorials' form")
+    if not hasattr(script, "PUBLISHED"):
+        pytest.skip("no --published: the default is the tutorials' form, or there are none")
     args = vars(script.parse_args(["--published", "--lr-g", "0.5", "--device", "cpu"]))
     assert {name: args[name] for name in script.PUBLISHED} == script.PUBLISHED | {"lr_g": 0.5}
     defaults = vars(script.parse_args(["--width", "64"] if "width" in args else []))
@@ -396,6 +410,7 @@ def test_weights_that_are_not_finite_are_never_saved(script, tmp_path, monkeypat
 # %% Every script: distances while it trains
 
 
+@trained_on_images
 def test_fid_every_measures_and_changes_no_bit_of_the_training(trained, tmp_path, monkeypatch, capsys):
     script, plain = trained
     seen = []
@@ -483,6 +498,7 @@ def test_networks_for_32_pixels():
     assert parameters(critic) == 25 * (3 * 64 + 64 * 128 + 128 * 256 + 256) + 64 + 2 * 128 + 2 * 256 + 1
 
 
+@of_images
 def test_layers_keep_the_dcgan_recipe(script):
     """No bias before batch normalisation, its defaults, slopes of 0.2, weights of deviation 0.02."""
     parts = script.build(script.parse_args(["--device", "cpu"]))
@@ -946,3 +962,115 @@ def test_dcgan64_takes_the_weights_of_the_official_example_and_gives_its_own():
     torch.testing.assert_close(d(images).sigmoid().flatten(), its_d["main"](images).flatten())
     its_g.load_state_dict(g.state_dict())  # and back
     its_d.load_state_dict(d.state_dict())
+
+
+# %% gan_2d.py
+
+
+def test_gan_2d_losses_by_hand():
+    real, fake = torch.tensor([[1.0], [3.0]]), torch.tensor([[-1.0], [0.5]])
+    d_loss = {loss: gan_2d.discriminator_loss(real, fake, loss).item() for loss in gan_2d.LOSSES}
+    g_loss = {loss: gan_2d.generator_loss(real, fake, loss).item() for loss in gan_2d.LOSSES}
+
+    def log_d(score):  # D = 1 / (1 + exp(-score)), and 1 - D is that of the opposite score
+        return -math.log(1 + math.exp(-score))
+
+    cross_entropy = -(log_d(1) + log_d(3)) / 2 - (log_d(1) + log_d(-0.5)) / 2
+    assert d_loss["non-saturating"] == d_loss["minimax"] == pytest.approx(cross_entropy)
+    assert g_loss["non-saturating"] == pytest.approx(-(log_d(-1) + log_d(0.5)) / 2)
+    assert g_loss["minimax"] == pytest.approx((log_d(1) + log_d(-0.5)) / 2)
+    assert d_loss["least-squares"] == (0**2 + 2**2) / 4 + ((-1) ** 2 + 0.5**2) / 4
+    assert g_loss["least-squares"] == ((-2) ** 2 + (-0.5) ** 2) / 4
+    assert (d_loss["wasserstein-gp"], g_loss["wasserstein-gp"]) == (-0.25 - 2, 0.25)
+    assert d_loss["relativistic"] == pytest.approx(-(log_d(1 + 1) + log_d(3 - 0.5)) / 2)  # in pairs
+    assert g_loss["relativistic"] == pytest.approx(-(log_d(-1 - 1) + log_d(0.5 - 3)) / 2)
+
+
+def test_gan_2d_only_minimax_gives_up_on_a_fake_that_d_sees_through():
+    real, fake = torch.tensor([[30.0]]), torch.tensor([[-30.0]], requires_grad=True)
+    slopes = {
+        loss: torch.autograd.grad(gan_2d.generator_loss(real, fake, loss), fake)[0].item()
+        for loss in gan_2d.LOSSES
+    }
+    assert slopes.pop("minimax") == pytest.approx(0, abs=1e-12)
+    assert slopes.pop("least-squares") == -30 - 1
+    assert slopes == pytest.approx({"non-saturating": -1, "wasserstein-gp": -1, "relativistic": -1})
+
+
+def test_gan_2d_penalties_of_a_plane_and_of_a_bowl():
+    real, fake = torch.randn(2, 6, 2)
+    plane = lambda points: points @ torch.tensor([[3.0], [4.0]])  # noqa: E731 (its slope is 5)
+    assert gan_2d.penalty(plane, real, fake, "wasserstein-gp").item() == pytest.approx((5 - 1) ** 2, rel=1e-5)
+    assert gan_2d.penalty(plane, real, fake, "relativistic").item() == pytest.approx((25 + 25) / 2, rel=1e-5)
+    bowl = lambda points: points.square().sum(1, keepdim=True) / 2  # noqa: E731 (its gradient is the point)
+    by_hand = (real.square().sum(1).mean() + fake.square().sum(1).mean()).item() / 2
+    assert gan_2d.penalty(bowl, real, fake, "relativistic").item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_gan_2d_d_takes_its_steps_on_fresh_batches_and_then_g_takes_one():
+    real = gan_2d.Clusters("grid").draw(24)
+    metrics, (g_calls, d_calls), (g_recorder, d_recorder) = one_step(gan_2d, real=real, d_steps=3)
+    assert (d_recorder.steps, g_recorder.steps) == (3, 1)
+    seen = torch.cat([inputs[0] for inputs, _ in d_calls[:3]]).view(3, 2, 8, 2)  # 8 real points, 8 fakes
+    assert torch.equal(seen[:, 0].flatten(0, 1), real)
+    assert torch.equal(seen[:, 1].flatten(0, 1), torch.cat([fake for _, fake in g_calls[:3]]))
+    answers = torch.cat([scores for _, scores in d_calls[:3]]).view(3, 2, 8).sigmoid()
+    assert metrics["d_real"].item() == pytest.approx(answers[:, 0].mean().item())
+    assert metrics["d_fake"].item() == pytest.approx(answers[:, 1].mean().item())
+    gradient = torch.cat([grad.flatten() for grad in g_recorder.grads[0]]).norm().item()
+    assert metrics["gradient"].item() == pytest.approx(gradient)
+
+
+def test_gan_2d_divergence_in_closed_form():
+    p, q = torch.tensor([0.5, 0.5, 0.0, 0.0]), torch.tensor([0.0, 0.0, 0.25, 0.75])
+    assert gan_2d.jensen_shannon(p, q) == pytest.approx(math.log(2))
+    assert gan_2d.jensen_shannon(p, p) == 0
+    half = gan_2d.jensen_shannon(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))
+    assert half == pytest.approx((math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2)
+    outside = gan_2d.jensen_shannon(torch.tensor([0.5]), torch.tensor([0.0]))  # what lacks of 1 lies outside
+    assert outside == pytest.approx(half)
+
+
+def test_gan_2d_distance_of_a_set_that_was_moved():
+    x, shift = torch.randn(4000, 2), torch.tensor([3.0, -4.0])
+    assert gan_2d.sliced_wasserstein(x, x + shift) == pytest.approx(
+        5 * 2 / math.pi, rel=1e-3
+    )  # mean of |cos|
+    assert gan_2d.sliced_wasserstein(x, x[torch.randperm(4000)]) == 0
+
+
+def test_gan_2d_counts_clusters_that_have_a_tenth_of_their_due():
+    """Of 1,000 points a cluster of eight is due 125, so 13 count, and 12 do not; 3 std are 0.3."""
+    ring = gan_2d.Clusters("ring")
+    away = ring.centres[3:4] + torch.tensor([[0.29, 0.0]])
+    for count, modes in (13, 2), (12, 1):
+        points = torch.cat([ring.centres[:1].expand(900, -1), away.expand(count, -1), torch.zeros(100, 2)])
+        measures = gan_2d.measure(points[:1000], ring.draw(50), ring)
+        assert measures["modes"] == modes
+        assert measures["near"] == pytest.approx((900 + count) / 1000, abs=0.013)
+    assert gan_2d.measure(away.expand(1000, -1) + 0.05, ring.draw(50), ring)["modes"] == 0
+
+
+def test_gan_2d_ideal_discriminator_of_two_gaussians():
+    """N((0.5, 0), s^2) and N((-0.5, 0), s^2): p / (p + q) is the sigmoid of x / s^2, whatever y is."""
+    real = gan_2d.Clusters("ring")
+    real.centres, real.std, real.side = torch.tensor([[0.5, 0.0]]), 0.5, 2.0
+    torch.manual_seed(1)
+    fakes = 0.5 * torch.randn(400_000, 2) - torch.tensor([0.5, 0.0])
+    middle = (torch.arange(40) + 0.5) / 10 - 2
+    for blur in 0.0, 0.5:  # noise on both adds its variance
+        p, q, _ = gan_2d.plane(fakes, real, blur, cells=40)
+        by_hand = torch.sigmoid(middle / (0.5**2 + blur**2)).expand(40, 40)  # rows are y, columns are x
+        common = (p + q) > 1e-3
+        assert ((p / (p + q) - by_hand)[common]).abs().max() < 0.05
+
+
+def test_gan_2d_generates_points(tmp_path, no_plots):
+    gan_2d.main(short("gan_2d", tmp_path / "run"))
+    checkpoint = tmp_path / "run/checkpoint.pt"
+    gan_2d.main(["--generate", "300", "--checkpoint", str(checkpoint)])
+    points = np.loadtxt(tmp_path / "run/generated/001/points.csv", delimiter=",", skiprows=1)
+    generator = gan_2d.load_generator(checkpoint)
+    torch.manual_seed(42)
+    by_hand = gan_2d.sample(generator, torch.randn(300, 2))
+    assert np.allclose(points, by_hand, rtol=1e-5)

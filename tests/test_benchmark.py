@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import benchmark
-from test_scripts import ROOT, SCRIPTS
+from test_scripts import IMAGES, ROOT
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
+@pytest.mark.parametrize("name", IMAGES)
 def test_a_step_can_be_timed_in_all_forms(name):
     device = torch.device("cpu")
     for precision in benchmark.precisions(name):

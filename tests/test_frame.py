@@ -18,8 +18,9 @@ from torchvision import datasets
 import dcgan_mnist
 import export
 import fid
+import gan_2d
 import vanilla_gan
-from test_scripts import OWN, ROOT, SCRIPTS, assert_same_bits, fails, read, short
+from test_scripts import OWN, ROOT, SCRIPTS, assert_same_bits, fails, read, short, trained_on_images
 
 # %% The command line and the files
 
@@ -29,9 +30,9 @@ def test_help_names_every_flag_with_its_default(script, capsys):
         script.main(["--help"])
     assert exit_.value.code == 0
     text = capsys.readouterr().out
-    for flag in "epochs lr-g lr-d batch-size latent-dim dataset data-dir limit fid-every device".split():
-        assert f"--{flag} " in text
-    for flag in "seed out-dir resume generate checkpoint".split():
+    flags = "epochs lr-g lr-d batch-size latent-dim dataset device seed out-dir resume generate checkpoint"
+    of_images = "" if script is gan_2d else "data-dir limit fid-every"
+    for flag in f"{flags} {of_images}".split():
         assert f"--{flag} " in text
     assert "default: 42" in text
 
@@ -109,6 +110,7 @@ def test_a_film_has_at_most_100_frames(tmp_path):
     assert 50 < Image.open(tmp_path / "progress.gif").n_frames <= 100
 
 
+@trained_on_images
 def test_an_exported_generator_draws_what_its_checkpoint_draws(trained, tmp_path):
     """To a grey level, for its weights are halved; it is small, and names no folder of the machine."""
     script, folder = trained

@@ -37,7 +37,11 @@ def test_a_script_alone_in_an_empty_folder_trains_and_generates(name, tmp_path):
     assert start(name, flags, tmp_path).wait() == 0
     checkpoint = tmp_path / "runs" / name / "001" / "checkpoint.pt"
     assert start(name, ["--generate", 3, "--checkpoint", checkpoint], tmp_path).wait() == 0
-    assert len(list((checkpoint.parent / "generated/001").rglob("*.png"))) == 3
+    folder = checkpoint.parent / "generated/001"
+    if name == "gan_2d":
+        assert len((folder / "points.csv").read_text().splitlines()) == 1 + 3
+    else:
+        assert len(list(folder.rglob("*.png"))) == 3
 
 
 @pytest.mark.parametrize("name", ["dcgan_mnist", "dcgan32_wgan_sn"])
