@@ -273,7 +273,7 @@ def train(args):
         batches = order.split(batch_size)[: len(images) // batch_size]  # whole ones only
         metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False):
-            real = images[batch].float() / 127.5 - 1
+            real = images[batch] / 127.5 - 1
             metrics.append(train_step(**parts, real=real, loss=args.loss, precision=args.precision))
             step = (epoch - 1) * len(batches) + len(metrics)
             if step in STAGES:

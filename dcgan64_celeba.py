@@ -302,7 +302,7 @@ def train(args):
             torch.manual_seed(torch.initial_seed() + 10**9 * rank)  # the same order, but noise of its own
         metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False, disable=rank > 0):
-            real = images[batch.chunk(world)[rank]].to(args.device).float() / 127.5 - 1
+            real = images[batch.chunk(world)[rank]].to(args.device) / 127.5 - 1
             metrics.append(train_step(**players, real=real, noise_std=noise_std, precision=args.precision))
 
         if rank > 0:

@@ -281,7 +281,7 @@ def train(args):
         batches = order.split(batch_size)[: len(images) // batch_size]  # whole ones only
         metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False):
-            real = images[batch].float() / 127.5 - 1
+            real = images[batch] / 127.5 - 1
             metrics.append(train_step(**parts, real=real, **options))
 
         means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}

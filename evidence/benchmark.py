@@ -132,7 +132,7 @@ def light(name, device, precision, channels_last=True):
 
     def batch():
         index = batches[next(numbers) % len(batches)]
-        given = {"real": images[index].float() / 127.5 - 1}
+        given = {"real": images[index] / 127.5 - 1}
         return given | ({"classes": classes[index]} if name == "cgan" else {})
 
     def step():
@@ -159,7 +159,7 @@ def light_learned(script, flags, limit, device):
             if clock(device) - start > limit:
                 break
             classes = {"classes": labels[0][index]} if labels else {}
-            script.train_step(**parts, real=images[index].float() / 127.5 - 1, **classes, **more)
+            script.train_step(**parts, real=images[index] / 127.5 - 1, **classes, **more)
             steps += 1
     return parts["generator"], clock(device) - start, steps
 
