@@ -384,9 +384,8 @@ def test_flags_that_are_given_win_over_the_checkpoint(tmp_path, no_plots):
     assert len(read(tmp_path / "run/checkpoint.pt")["history"]) == 1
 
 
+@pytest.mark.parametrize("script", [dcgan_mnist, wgan_gp, cgan, dcgan32_wgan_sn])
 def test_published_settings_give_way_to_flags(script):
-    if not hasattr(script, "PUBLISHED"):
-        pytest.skip("no --published: the default is the tutorials' form, or there are none")
     args = vars(script.parse_args(["--published", "--lr-g", "0.5", "--device", "cpu"]))
     assert {name: args[name] for name in script.PUBLISHED} == script.PUBLISHED | {"lr_g": 0.5}
     defaults = vars(script.parse_args(["--width", "64"] if "width" in args else []))
