@@ -349,7 +349,7 @@ def draw(generator, folder, epoch, args):
     classes = torch.arange(rows).repeat_interleave(10)  # one for each class
     images = sample(generator, z.repeat(rows, 1), classes)
     save_image(images, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=10)
-    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # on an arc from z1 to z2, all z are from N(0, I)
+    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # cos^2 + sin^2 = 1: each z on the arc is from N(0, I)
     walk = t.cos() * z[0] + t.sin() * z[1]
     save_image(sample(generator, walk.repeat(rows, 1), classes), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
@@ -360,7 +360,7 @@ def draw(generator, folder, epoch, args):
 def plot(history, folder):
     """Write the means of each epoch into history.csv and losses.png."""
     rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
-    (folder / "history.csv").write_text("\n".join([",".join(history[0]), *rows]) + "\n")
+    (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
     figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
     for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
         values = [[means[name] for name in names] for means in history]

@@ -24,7 +24,7 @@ Try --d-layers 2. Now D has two convolutions, as in many tutorials, and judges a
 pixels. It cannot tell whether top and bottom belong to one digit. Which digits come out wrong?
 
 Paper: Radford et al. 2015, arXiv 1511.06434. Departures from the paper: kernels of 4, not 5; rates of 2e-3,
-not 2e-4; the target of 0.9 (Salimans et al. 2016, arXiv 1606.03498). From tutorials, so that it trains in
+not 2e-4; the target of 0.9 (Salimans et al. 2016, arXiv 1606.03498). Unlike tutorials, so that it trains in
 minutes on a CPU: 16 channels, not 64, and a third convolution in D.
 """
 
@@ -336,8 +336,8 @@ def draw(generator, folder, epoch, args):
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(64, args.latent_dim, generator=rng)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
-    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # on an arc from z1 to z2, all z are from N(0, I)
-    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # 8 pairs
+    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # cos^2 + sin^2 = 1: each z on the arc is from N(0, I)
+    walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # 8 walks, each (10, latent_dim)
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
@@ -347,7 +347,7 @@ def draw(generator, folder, epoch, args):
 def plot(history, folder):
     """Write the means of each epoch into history.csv and losses.png."""
     rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
-    (folder / "history.csv").write_text("\n".join([",".join(history[0]), *rows]) + "\n")
+    (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
     figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
     for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
         values = [[means[name] for name in names] for means in history]

@@ -466,7 +466,7 @@ def draw_landscape(folder, args):
 def plot(history, folder):
     """Write the means of each epoch into history.csv and losses.png."""
     rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
-    (folder / "history.csv").write_text("\n".join([",".join(history[0]), *rows]) + "\n")
+    (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
     figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
     for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
         values = [[means[name] for name in names] for means in history]
