@@ -130,6 +130,7 @@ class SpectralConv2d(nn.Conv2d):
         self.register_buffer("u", F.normalize(torch.randn(self.out_channels), dim=0))
 
     def sigma(self):
+        """The largest singular value, after one more round of power iteration (in eval mode without)."""
         with torch.autocast(self.weight.device.type, enabled=False):  # bf16 would round it
             matrix = self.weight.flatten(1)
             with torch.no_grad():  # u and v count as constants

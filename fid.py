@@ -621,7 +621,7 @@ def load_inception(path):
         except Exception as error:  # its type depends on the network between here and there
             fail(
                 f"{path} is not there and cannot be fetched; put {RELEASE}{WEIGHTS} there (fid.py also takes "
-                f"--weights FILE, and for digits, garments and faces --features classifier: {error!r:.100})"
+                f"--weights FILE, and for digits, clothes and faces --features classifier: {error!r:.100})"
             )
     with torch.device("meta"):  # no numbers yet: the file has them
         network = FIDInception()
@@ -811,7 +811,7 @@ def compare(first, second, args):
 class Judge:
     """Measures samples while a script trains, as this script does: figures for --fid-every.
 
-    Digits and garments are compared with their test set. Faces, whose test set is small, are compared with
+    Digits and clothes are compared with their test set. Faces, whose test set is small, are compared with
     their training set, so that copies would do best: see --neighbours. All else is compared by Inception's
     features, with 10,000 of the training `images`, uint8 (N, C, H, W).
     """
