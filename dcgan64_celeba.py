@@ -337,22 +337,22 @@ def load_images(args):
     return torch.cat([resize(chunk, [64, 64], antialias=True) for chunk in chunks]).to(args.device)
 
 
-def read_dataset(args):
+def read_dataset(args, train=True):
     """Digits, clothes or CIFAR-10's pictures (N, C, H, W), as they are."""
     names = {"fashion_mnist": "FashionMNIST", "mnist": "MNIST", "cifar10": "CIFAR10"}
     dataset_class = getattr(datasets, names[args.dataset])
     try:
-        images = torch.as_tensor(dataset_class(args.data_dir, download=True).data)
+        images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
     except Exception as error:  # of many types
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
 
-def read_sheets(args):
+def read_sheets(args, pattern="train_??.webp"):
     """The cartoon faces (N, 3, 64, 64) of data/faces: a sheet has 32 rows of 32."""
     folder = Path(args.data_dir, "faces")
     try:
-        sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob("train_??.webp"))]
+        sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
         faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
     except (OSError, ValueError) as error:
         hint = "copy data/faces of the collection there, or give --dataset folder for pictures of your own"
@@ -566,7 +566,7 @@ def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
     try:
-        if args.generate:
+        if args.checkpoint:
             generate(args)
         else:
             train(args)

@@ -850,8 +850,8 @@ def track(judge, draw, folder, epoch, count=10_000):
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        images = [draw(min(500, count - start)) for start in range(0, count, 500)]
-    values = judge(torch.cat([(chunk * 255).round().to(torch.uint8) for chunk in images]))
+        images = draw(count)
+    values = judge((images * 255).round().to(torch.uint8))
     path = Path(folder, "distances.csv")
     rows = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2).tolist() if path.exists() else []
     rows = [row for row in rows if row[0] < epoch] + [[epoch, *values]]  # a resumed run may repeat an epoch

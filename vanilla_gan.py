@@ -388,7 +388,7 @@ def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
     try:
-        if args.generate:
+        if args.checkpoint:
             generate(args)
         else:
             train(args)
