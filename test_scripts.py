@@ -72,7 +72,7 @@ OWN["load_images"] = ["cgan", "dcgan32_wgan_sn", "dcgan64_celeba"]  # with class
 OWN["sample"] = ["cgan", "gan_2d", *TRANSLATORS]  # takes classes; points; pictures
 OWN["draw"] = ["cgan", "dcgan32_wgan_sn", "gan_2d", *TRANSLATORS]  # by class; uniform noise; points; pictures
 OWN["generate"] = ["cgan", "dcgan32_wgan_sn", "gan_2d", *TRANSLATORS]
-for name in ("check", "measure", "count_channels", "read_folders"):
+for name in ("check", "measure", "count_channels", "read_folders", "l1_loss"):
     OWN[name] = TRANSLATORS  # one direction and pairs; two directions and none
 OWN["decode"] = ["dcgan64_celeba"]  # straight into a file
 
