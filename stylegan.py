@@ -8,27 +8,26 @@
                            ▼ style   ▼ style    ▼ style    ▼ style
             constant ──► 4x4 ──►   8x8 ──►   16x16 ──►   32x32 ──► image
 
-Until now z went in at the first layer, which had to settle the whole image at once. Here a constant goes in,
-and every layer hears from z. A mapping network turns z into w; then an affine map of its own turns w into the
-layer's style, y = A w + b: a scale and a shift for each feature map x_i.
+Until now, z entered at the first layer, which had to settle the whole image at once. Here a constant enters,
+and every layer hears from z. A mapping network turns z into w. In each layer, an affine map of its own turns
+w into a style y = A w + b: a scale and a shift for each feature map x_i.
 
     AdaIN(x_i, y) = (1 + y_scale,i) (x_i - mean(x_i)) / std(x_i) + y_shift,i
 
 AdaIN wipes each map's mean and contrast, and the style sets new ones: a volume knob for each feature. So a
-style lasts until the next layer: coarse shapes are decided at 4x4, and fine detail at 32x32.
-Why w, and not z itself? No old face wears a cap, but a Gaussian has no hole there. W can.
+style lasts until the next layer: shapes are decided at 4x4, and colours at 32x32. Why w, and not z itself?
+No old face wears a cap, but a Gaussian has no hole there. W can.
 
-L_D and L_G are those of vanilla_gan.py. R1, gamma / 2 E|grad_x D(x)|^2, keeps D flat at real images. To save
-time, R1 runs every tenth step at ten times the weight. Six smaller ideas stand beside their code.
+L_D and L_G are those of vanilla_gan.py. R1, gamma / 2 E|grad_x D(x)|^2, keeps D, before its sigmoid, flat at
+real images. To save time, R1 runs every tenth step at ten times the weight. Six ideas stand by their code.
 
 What to watch: mixing.png. Each pair of rows takes its coarse, middle or fine styles from the images at the
-top, and the others from the left. In interpolation.png, an arc in Z stands above a straight line in W.
+top, and the others from the left. interpolation.png has arcs in Z above lines in W: which make detours?
 Try the last command with --truncation 1, 0.5 and 0. What do the faces gain, and what do they lose?
 
-Papers: Karras et al. 2018, arXiv 1812.04948, and 2017, 1710.10196 (equalised rates, minibatch deviation);
-R1: Mescheder et al. 2018, 1801.04406. Departures: full size from the start; small networks; a constant from
-N(0, 1); D halves its maps before a block's second convolution; G learns from D's fakes; R1 is lazy as in
-StyleGAN2 (2019, 1912.04958), but Adam's rate and betas are not rescaled by K / (K + 1).
+Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196; Mescheder et al. 2018, 1801.04406. Departures:
+full size from the start; a constant from N(0, 1); D halves its maps before a block's second convolution; G
+learns from D's fakes; lazy R1 (StyleGAN2, 1912.04958) without rescaling Adam's rate and betas by K / (K + 1).
 """
 
 import argparse
@@ -185,8 +184,8 @@ class StyledLayer(nn.Module):
     def forward(self, x, w):
         x = self.blur(self.conv(self.up(x)))
         if self.strength is not None:
-            # Where each hair lies is chance, so w need not say it: a random picture is added to all maps, at
-            # strengths that are learned. In training each image has its own, in eval mode all have the same.
+            # Where each hair lies is chance, so w need not say it: a random picture is added to every map, at
+            # a strength learned for each. In training each image has its own, in eval mode all have the same.
             fresh = torch.randn(len(x), 1, *x.shape[2:], device=x.device) if self.training else self.noise
             x = x + self.strength * fresh
         return adain(F.leaky_relu(x + self.bias, 0.2), self.style(w))
@@ -201,9 +200,7 @@ class GroupDeviation(nn.Module):
 
     def forward(self, x):
         size = next(size for size in (4, 3, 2, 1) if len(x) % size == 0)  # images in a group
-        groups = x.unflatten(
-            0, (size, -1)
-        )  # of 8 images: groups[:, 0] has 0, 2, 4, 6; groups[:, 1] the others
+        groups = x.unflatten(0, (size, -1))  # of 8 images, [:, 0] has 0, 2, 4 and 6, and [:, 1] the others
         deviation = (groups.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))  # one number for each group
         extra = deviation.repeat(size)[:, None, None, None].expand(-1, 1, *x.shape[2:])  # (N, 1, H, W)
         return torch.cat([x, extra], 1)
@@ -265,8 +262,8 @@ class Generator(nn.Module):
     def styles(self, z, psi=1.0):
         """The same w for all layers (N, layers, latent_dim).
 
-        Truncation: far from its mean, where w was rare in training, images are rare, and often bad. With psi
-        below 1, w moves to w_avg + psi (w - w_avg), for better and more ordinary images.
+        Truncation: far from its mean, w was rare in training, and images are often bad. With psi below 1, w
+        moves to w_avg + psi (w - w_avg), for better, more ordinary images. The paper spares fine layers.
         """
         w = torch.lerp(self.w_avg, self.mapping(z), psi)
         return w[:, None].expand(-1, len(self.synthesis.layers), -1)
@@ -284,10 +281,7 @@ class Discriminator(nn.Module):
         layers = [EqualConv2d(channels, width, 1), nn.LeakyReLU(0.2)]  # (N, width, size, size)
         for side in sorted(maps, reverse=True)[:-1]:  # size, ..., 16, 8
             layers += [EqualConv2d(maps[side], maps[side], 3), nn.LeakyReLU(0.2), Blur(), nn.AvgPool2d(2)]
-            layers += [
-                EqualConv2d(maps[side], maps[side // 2], 3),
-                nn.LeakyReLU(0.2),
-            ]  # (N, C, side/2, side/2)
+            layers += [EqualConv2d(maps[side], maps[side // 2], 3), nn.LeakyReLU(0.2)]  # at half the side
         layers += [GroupDeviation(), EqualConv2d(maps[4] + 1, maps[4], 3), nn.LeakyReLU(0.2)]  # (N, C, 4, 4)
         layers += [nn.Flatten(), EqualLinear(16 * maps[4], maps[4], gain=GAIN), nn.LeakyReLU(0.2)]  # (N, C)
         self.layers = nn.Sequential(*layers, EqualLinear(maps[4], 1))  # (N, 1)
@@ -338,10 +332,7 @@ def mix(w1, w2, layers, mixing):
 
 @torch.no_grad()
 def average(ema, generator, decay):
-    """Move `ema`, the averaged generator that samples come from, by 1 - decay towards the generator.
-
-    A generator in training wobbles; the average of the last ones (an exponential moving average) does not.
-    """
+    """Move `ema` by 1 - decay towards the generator: G wobbles while it learns, its moving average hardly."""
     for mean, new in zip(ema.parameters(), generator.parameters()):
         mean.lerp_(new, 1 - decay)
     for mean, new in zip(ema.buffers(), generator.buffers()):
@@ -383,7 +374,7 @@ def train_step(
 
     metrics = {"d_loss": d_loss, "g_loss": g_loss}
     metrics |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
-    metrics["r1"] = r1  # what R1 adds to D's loss; 0 in nine steps of ten, but the mean of all is its due
+    metrics["r1"] = r1  # 0 in nine steps of ten, tenfold in one: its mean is gamma / 2 E|grad_x D(x)|^2
     metrics["diversity"] = (fake.var(0).mean() / real.var(0).mean()).sqrt()  # 1: fakes vary as real images do
     return {name: value.detach() for name, value in metrics.items()}  # .item() would wait for the GPU
 
@@ -393,8 +384,8 @@ def train_step(
 
 def make_generator(args):
     """A generator with the settings of a run."""
-    channels, noise = 1 if "mnist" in args.dataset else 3, not args.no_noise
-    return Generator(args.image_size, args.width, args.latent_dim, channels, args.mapping_layers, noise)
+    sizes = args.image_size, args.width, args.latent_dim, 1 if "mnist" in args.dataset else 3
+    return Generator(*sizes, mapping_layers=args.mapping_layers, noise=not args.no_noise)
 
 
 def build(args):
@@ -446,9 +437,8 @@ def train(args):
         batches = order.split(batch_size)[: len(images) // batch_size]  # whole ones only
         settings = {"mixing": args.mixing, "ema_images": args.ema_images, "precision": args.precision}
         metrics, start = [], time.perf_counter()
-        for step, batch in enumerate(
-            tqdm(batches, f"epoch {epoch}", leave=False), (epoch - 1) * len(batches)
-        ):
+        bar = tqdm(batches, f"epoch {epoch}", leave=False)
+        for step, batch in enumerate(bar, start=(epoch - 1) * len(batches)):
             real = images[batch] / 127.5 - 1
             r1_weight = args.r1_weight * args.r1_every if step % args.r1_every == 0 else 0.0
             metrics.append(train_step(**parts, real=real, r1_weight=r1_weight, **settings))

@@ -117,9 +117,9 @@ def test_an_exported_generator_draws_what_its_checkpoint_draws(trained, tmp_path
     export.main([str(folder / "checkpoint.pt"), str(tmp_path / "small.pt")])
     assert (tmp_path / "small.pt").stat().st_size < (folder / "checkpoint.pt").stat().st_size / 4
     assert str(ROOT) not in str(read(tmp_path / "small.pt")["settings"])
-    z = torch.rand(4, 100)
     whole, half = (script.load_generator(path) for path in (folder / "checkpoint.pt", tmp_path / "small.pt"))
-    assert (script.sample(whole, z) - script.sample(half, z)).abs().max() < 1 / 255
+    z = torch.rand(4, whole.latent_dim)
+    assert (script.sample(whole, z) - script.sample(half, z)).abs().mean() < 0.5 / 255
 
 
 # %% Distances
