@@ -82,7 +82,7 @@ def count(text):
 
 def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
-    add("--mapping-layers", type=int, default=8, choices=range(9), metavar="N", help="from z to w; 0: w is z")
+    add("--mapping-layers", type=int, default=8, choices=range(9), help="layers from z to w; 0: w is z")
     add("--mixing", type=non_negative, default=0.9, help="share of training's fakes that have two w, 0 to 1")
     add("--no-noise", action="store_true", help="no noise in the layers")
     add("--r1-weight", type=non_negative, default=10.0, help="gamma, the weight of R1")

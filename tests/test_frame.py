@@ -19,6 +19,7 @@ import dcgan_mnist
 import export
 import fid
 import gan_2d
+import stylegan
 import vanilla_gan
 from test_scripts import OWN, ROOT, SCRIPTS, assert_same_bits, fails, read, short, trained_on_images
 
@@ -119,7 +120,8 @@ def test_an_exported_generator_draws_what_its_checkpoint_draws(trained, tmp_path
     assert str(ROOT) not in str(read(tmp_path / "small.pt")["settings"])
     whole, half = (script.load_generator(path) for path in (folder / "checkpoint.pt", tmp_path / "small.pt"))
     z = torch.rand(4, whole.latent_dim)
-    assert (script.sample(whole, z) - script.sample(half, z)).abs().mean() < 0.5 / 255
+    levels = 255 * (script.sample(whole, z) - script.sample(half, z)).abs().max()
+    assert levels < (5 if script is stylegan else 1)  # which has no Tanh, and is loud at first
 
 
 # %% Distances
