@@ -26,8 +26,8 @@ top, and the others from the left. interpolation.png has arcs in Z above lines i
 Try the last command with --truncation 1, 0.5 and 0. What do the faces gain, and what do they lose?
 
 Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196; Mescheder et al. 2018, 1801.04406. Departures:
-full size from the start; a constant from N(0, 1); D halves its maps before a block's second convolution; G
-learns from D's fakes; lazy R1 (StyleGAN2, 1912.04958) without rescaling Adam's rate and betas by K / (K + 1).
+full size from the start; rates of 2e-3; a constant from N(0, 1); D halves maps before a second convolution;
+G reuses D's fakes; lazy R1 (StyleGAN2, 1912.04958) without rescaling Adam's rate and betas by K / (K + 1).
 """
 
 import argparse
@@ -162,7 +162,7 @@ class Blur(nn.Module):
 
 
 def adain(x, style):
-    """Maps x (N, C, H, W), given the contrasts and the means that a style (N, 2C) asks for."""
+    """Maps x (N, C, H, W), given the contrasts (1 + the first half) and means of a style (N, 2C)."""
     scale, shift = style[:, :, None, None].chunk(2, 1)  # each (N, C, 1, 1)
     # With a group for each map, group normalisation is instance normalisation.
     return F.group_norm(x, x.shape[1], eps=1e-8) * (1 + scale) + shift
@@ -213,7 +213,7 @@ def channels_at(size, width):
 
 
 class Mapping(nn.Module):
-    """Noise z (N, latent_dim), scaled to a mean square of 1, to w (N, latent_dim)."""
+    """Noise z (N, latent_dim), scaled to a mean square of 1, to w (N, latent_dim). It learns slowly."""
 
     def __init__(self, latent_dim=128, layers=8):
         super().__init__()
