@@ -684,7 +684,7 @@ def read_pictures(pictures, size, half=None):
         # Processes decode, because threads would wait for Python's lock.
         work = {"collate_fn": functools.partial(decode, size=size, half=half), "batch_size": None}
         loader = DataLoader([*pictures.values()], num_workers=torch.get_num_threads(), **work)
-        decoded = dict(zip(pictures, tqdm(loader, "decoding", disable=not pictures)))
+        decoded = dict(zip(pictures, [*tqdm(loader, "decoding", disable=not pictures)]))
         names = [name for name in pictures if decoded[name] is not None]
         if not names:
             fail(f"too few pictures that can be read; give a folder with more {', '.join(SUFFIXES)}")

@@ -30,6 +30,7 @@ import dcgan_mnist
 import fid
 import gan_2d
 import pix2pix
+import stylegan
 import vanilla_gan
 import wgan_gp
 
@@ -53,6 +54,10 @@ SCRIPTS = {
         "step": {"cycle_weight": 10.0, "identity_weight": 5.0, "precision": "fp32"},
     },
     "gan_2d": {"flags": ["--steps", "6"], "step": {"loss": "non-saturating"}},
+    "stylegan": {
+        "flags": ["--width", "8", "--latent-dim", "16"],
+        "step": {"mixing": 0.9, "r1_weight": 100.0, "ema_images": 1000, "precision": "fp32"},
+    },
 }
 TRANSLATORS = ["pix2pix", "cyclegan"]  # their inputs are pictures
 IMAGES = [name for name in SCRIPTS if name != "gan_2d"]  # what is about images leaves the points out
@@ -67,14 +72,16 @@ OWN = {name: [*SCRIPTS] for name in ("add_flags", "build", "train", "train_step"
 OWN |= {name: [*SCRIPTS] for name in ("Generator", "Discriminator", "Critic")}
 OWN |= {name: [*SCRIPTS] for name in ("generator_loss", "discriminator_loss", "critic_loss")}
 OWN["init_weights"] = ["vanilla_gan"]  # no convolutions
-OWN["parse_args"] = ["vanilla_gan", "dcgan64_celeba", "gan_2d", *TRANSLATORS]  # no --published
-OWN["load_images"] = ["cgan", "dcgan32_wgan_sn", "dcgan64_celeba"]  # with classes; 32x32; folders
+OWN["parse_args"] = ["vanilla_gan", "dcgan64_celeba", "gan_2d", "stylegan", *TRANSLATORS]  # no --published
+OWN["load_images"] = ["cgan", "dcgan32_wgan_sn", "dcgan64_celeba", "stylegan"]  # classes; 32x32; folders
 OWN["sample"] = ["cgan", "gan_2d", *TRANSLATORS]  # takes classes; points; pictures
-OWN["draw"] = ["cgan", "dcgan32_wgan_sn", "gan_2d", *TRANSLATORS]  # by class; uniform noise; points; pictures
-OWN["generate"] = ["cgan", "dcgan32_wgan_sn", "gan_2d", *TRANSLATORS]
+OWN["make_generator"] = ["pix2pix", "stylegan"]
+OWN["decode"] = ["dcgan64_celeba", "stylegan"]  # straight into a file; no halves
+OWN["read_pictures"] = ["stylegan"]
+for name in ("draw", "generate"):  # by class; uniform noise; points; styles; pictures
+    OWN[name] = ["cgan", "dcgan32_wgan_sn", "gan_2d", "stylegan", *TRANSLATORS]
 for name in ("check", "measure", "count_channels", "read_folders", "l1_loss"):
     OWN[name] = TRANSLATORS  # one direction and pairs; two directions and none
-OWN["decode"] = ["dcgan64_celeba"]  # straight into a file
 
 
 def short(name, folder, *more):
@@ -142,7 +149,7 @@ def digits(script, count):
     images = datasets.MNIST(ROOT / "data").data[:count, None].float() / 127.5 - 1
     if script is dcgan64_celeba:
         return F.interpolate(images, (64, 64)).expand(-1, 3, -1, -1)
-    of_32 = script in (dcgan32_wgan_sn, pix2pix, cyclegan)
+    of_32 = script in (dcgan32_wgan_sn, stylegan, pix2pix, cyclegan)
     return F.pad(images, (2, 2, 2, 2), value=-1.0) if of_32 else images
 
 
@@ -152,12 +159,13 @@ def batch_of(script, count):
     return {"a": images.flip(0), "b": images} if script.SCRIPT in TRANSLATORS else {"real": images}
 
 
-def inputs_of(script, count):
+def inputs_of(script, generator, count):
     """What sample takes beside a generator."""
     if script.SCRIPT in TRANSLATORS:
         return [torch.rand(count, 1, 32, 32)]
     noise = dcgan32_wgan_sn.uniform if script is dcgan32_wgan_sn else torch.randn
-    return [noise(count, 100), torch.arange(count) % 10] if script is cgan else [noise(count, 100)]
+    z = noise(count, generator.latent_dim)
+    return [z, torch.arange(count) % 10] if script is cgan else [z]
 
 
 def parameters(network):
@@ -232,7 +240,7 @@ def test_generate_draws_what_load_generator_draws_in_another_program(trained, tm
     generator = script.load_generator(checkpoint)
     assert not generator.training
     torch.manual_seed(42)
-    images = script.sample(generator, *inputs_of(script, 5))
+    images = script.sample(generator, *inputs_of(script, generator, 5))
     for path, image in zip(pictures, images):
         assert np.abs(np.array(Image.open(path))[:, :, 0] / 255 - image[0].numpy()).max() <= 0.5 / 255 + 1e-6
 
@@ -241,10 +249,10 @@ def test_generate_draws_what_load_generator_draws_in_another_program(trained, tm
 def test_sampling_is_per_image_and_leaves_the_generator_as_it_was(script):
     generator = script.build(script.parse_args(["--device", "cpu"]))["generator"]
     generator = generator["ab"] if script is cyclegan else generator
-    inputs, before = inputs_of(script, 6), copy.deepcopy(generator.state_dict())
+    inputs, before = inputs_of(script, generator, 6), copy.deepcopy(generator.state_dict())
     together = script.sample(generator, *inputs)
     alone = script.sample(generator, *(tensor[2:3] for tensor in inputs))
-    assert torch.allclose(together[2:3], alone, atol=1e-6)
+    assert torch.allclose(together[2:3], alone, atol=1e-5)
     assert 0 <= together.min() < together.max() <= 1
     assert generator.training
     assert_same_bits(generator.state_dict(), before)  # running averages, too
@@ -255,7 +263,7 @@ def test_pretrained_generators_draw(name):
     script = importlib.import_module(name)
     generator = script.load_generator(ROOT / "pretrained" / f"{name}.pt")
     torch.manual_seed(0)
-    images = script.sample(generator, *inputs_of(script, 64))
+    images = script.sample(generator, *inputs_of(script, generator, 64))
     assert 0.05 < images.mean() < 0.7  # light strokes or clothes on black; faces
     assert images.var(0).mean() > 0.02  # and no two alike
 
@@ -282,8 +290,9 @@ def one_step(script, *flags, **changes):
     """
     parts = script.build(script.parse_args(["--device", "cpu", *flags]))
     networks = list(parts.values())[:2]
-    calls = {network: [] for network in networks}
-    for network in networks:
+    watched = [getattr(network, "synthesis", network) for network in networks]  # of stylegan.py's generator
+    calls = {network: [] for network in watched}
+    for network in watched:
         network.register_forward_hook(lambda module, inputs, output: calls[module].append((inputs, output)))
     recorders = [Recorder(network, networks) for network in networks]
     parts |= dict(zip([name for name in parts if name.startswith("optimizer")], recorders))
@@ -292,7 +301,7 @@ def one_step(script, *flags, **changes):
         arguments |= batch_of(script, 8 * arguments.get("n_critic", 1))
     torch.manual_seed(1)
     metrics = script.train_step(**arguments)
-    return metrics, [calls[network] for network in networks], recorders
+    return metrics, [calls[network] for network in watched], recorders
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "cyclegan"], indirect=True)
@@ -345,10 +354,10 @@ def test_g_learns_from_fresh_noise_or_from_the_fakes_that_d_saw(script):
     """The GAN and WGAN papers draw anew for G's step; the DCGAN tutorials use D's fakes again."""
     _, (g_calls, d_calls), _ = one_step(script)
     fakes = [output for _, output in g_calls]
-    if script in (dcgan_mnist, cgan, dcgan64_celeba):
+    if script in (dcgan_mnist, cgan, dcgan64_celeba, stylegan):
         assert len(fakes) == 1
         assert not d_calls[1][0][0].requires_grad  # detached for D
-        assert d_calls[2][0][0] is fakes[0]
+        assert d_calls[-1][0][0] is fakes[0]
     else:
         noise = torch.cat([inputs[0] for inputs, _ in g_calls])
         assert len(noise.unique(dim=0)) == len(noise) == 8 * len(fakes)
@@ -555,7 +564,7 @@ def test_layers_keep_the_dcgan_recipe(script):
                 expected = pytest.approx(0.02, rel=5 / math.sqrt(2 * layer.weight.numel()))
                 assert layer.weight.std().item() == expected
     norms = [layer for layer in list(parts.values())[1].modules() if isinstance(layer, nn.BatchNorm2d)]
-    counts = {vanilla_gan: 0, wgan_gp: 0, dcgan64_celeba: 3, pix2pix: 1, cyclegan: 0}  # cyclegan: instance
+    counts = {vanilla_gan: 0, wgan_gp: 0, stylegan: 0, cyclegan: 0, pix2pix: 1, dcgan64_celeba: 3}
     assert len(norms) == counts.get(script, 2)
 
 
@@ -601,14 +610,15 @@ def test_cross_entropies_by_hand():
     for script in dcgan_mnist, cgan:
         assert script.discriminator_loss(real, fake, 1.0).item() == pytest.approx(plain)
         assert script.discriminator_loss(real[:1], fake, 0.9).item() == pytest.approx(smooth)
-    assert dcgan64_celeba.discriminator_loss(real, fake).item() == pytest.approx(plain)
-    for script in vanilla_gan, dcgan_mnist, cgan, dcgan64_celeba:
+    for script in dcgan64_celeba, stylegan:
+        assert script.discriminator_loss(real, fake).item() == pytest.approx(plain)
+    for script in vanilla_gan, dcgan_mnist, cgan, dcgan64_celeba, stylegan:
         assert script.generator_loss(fake).item() == pytest.approx(math.log(4))
 
 
 def test_losses_keep_their_precision_where_a_sigmoid_would_be_0_or_1():
     real, fake = torch.tensor([[200.0]]), torch.tensor([[-200.0]])
-    for script in vanilla_gan, dcgan_mnist, cgan, dcgan64_celeba:
+    for script in vanilla_gan, dcgan_mnist, cgan, dcgan64_celeba, stylegan:
         assert script.generator_loss(fake).item() == pytest.approx(200)
         assert script.discriminator_loss(fake, real).item() == pytest.approx(400, rel=0.06)
     assert dcgan_mnist.discriminator_loss(real, fake).item() == pytest.approx(0.1 * 200)
@@ -1259,3 +1269,84 @@ def test_gan_2d_generates_points(tmp_path, no_plots):
     torch.manual_seed(42)
     by_hand = gan_2d.sample(generator, torch.randn(300, 2))
     assert np.allclose(points, by_hand, rtol=1e-5)
+
+
+# %% stylegan.py
+
+
+def test_stylegan_networks():
+    g, d = stylegan.Generator(), stylegan.Discriminator()
+    shapes = [shape for shape in layer_shapes(g, torch.randn(3, 128)) if len(shape) == 4]
+    assert {(3, 128, 4, 4), (3, 128, 8, 8), (3, 64, 16, 16), (3, 32, 32, 32)} < set(shapes)
+    assert shapes[-1] == (3, 1, 32, 32)
+    shapes = layer_shapes(d, torch.randn(3, 1, 32, 32))
+    assert shapes[-7:-4] == [(3, 129, 4, 4), (3, 128, 4, 4), (3, 128, 4, 4)]
+    assert shapes[-4:] == [(3, 2048), (3, 128), (3, 128), (3, 1)]
+    assert (parameters(g), parameters(d)) == (897_825, 844_897)
+
+
+def test_stylegan_adain_sets_the_mean_and_the_contrast_of_each_map():
+    x, style = 3 * torch.randn(4, 5, 8, 8) + 2, torch.randn(4, 10)
+    y = stylegan.adain(x, style)
+    torch.testing.assert_close(y.mean((2, 3)), style[:, 5:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(y.std((2, 3), correction=0), (1 + style[:, :5]).abs(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(stylegan.adain(5 * x - 1, style), y, rtol=0, atol=1e-5)  # the old are wiped
+
+
+@pytest.mark.parametrize(("lr_mul", "stored"), [(1, 1), (0.01, 100)])
+def test_stylegan_weights_are_stored_at_one_size_and_scaled_in_use(lr_mul, stored):
+    """So a layer keeps the size of what goes through, and learns as fast as others, or lr_mul times that."""
+    torch.manual_seed(0)
+    layer = stylegan.EqualLinear(256, 300, gain=1.0, lr_mul=lr_mul)
+    assert layer.weight.std().item() == pytest.approx(stored, rel=0.02)
+    out = layer(torch.randn(500, 256))
+    assert out.std().item() == pytest.approx(1, rel=0.05)
+    used, optimizer = layer.weight * layer.scale, torch.optim.Adam(layer.parameters(), 0.002)
+    out.square().sum().backward()
+    optimizer.step()
+    moved = (layer.weight * layer.scale - used).abs().max().item()
+    assert moved == pytest.approx(0.002 * lr_mul / math.sqrt(256), rel=0.05)
+
+
+def test_stylegan_r1_of_a_plane_and_of_a_bowl():
+    slope, x = torch.randn(2, 6, 2, 4, 4)
+    plane = lambda images: (images * slope).sum((1, 2, 3))[:, None]  # noqa: E731
+    bowl = lambda images: 3 * images.square().sum((1, 2, 3))[:, None] / 2  # noqa: E731 (its gradient is 3x)
+    for d, gradient in (plane, slope), (bowl, 3 * x):
+        by_hand = gradient.square().sum((1, 2, 3)).mean().item()
+        assert stylegan.r1_penalty(d, x).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_stylegan_discriminator_is_told_how_much_a_group_differs():
+    x = torch.ones(8, 2, 3, 3)
+    x[2:4], x[6:] = -1, -1  # images 0, 2, 4, 6 are a group: 1, -1, 1, -1, whose deviation is 1
+    x[1::2] = 5  # the other group: all alike
+    extra = stylegan.GroupDeviation()(x)[:, 2]
+    torch.testing.assert_close(extra[::2], torch.ones(4, 3, 3))
+    torch.testing.assert_close(extra[1::2], torch.full((4, 3, 3), 1e-4))
+
+
+def test_stylegan_truncation_moves_w_to_its_mean():
+    generator, z = stylegan.Generator(width=8, latent_dim=16), torch.randn(3, 16)
+    generator.w_avg.copy_(torch.randn(16))
+    for psi in 1, 0.7, 0, -1:
+        by_hand = generator.w_avg + psi * (generator.mapping(z) - generator.w_avg)
+        torch.testing.assert_close(generator.styles(z, psi), by_hand[:, None].expand(-1, 8, -1))
+
+
+def test_stylegan_mixes_from_a_random_layer_on():
+    torch.manual_seed(0)
+    ws = stylegan.mix(torch.zeros(20_000, 1), torch.ones(20_000, 1), 8, 0.9)
+    assert (ws.diff(dim=1) >= 0).all()  # w1 first
+    shares = torch.bincount(8 - ws.sum((1, 2)).long(), minlength=9) / 20_000  # by how many layers have w1
+    by_hand = torch.tensor([0, *[0.9 / 7] * 7, 0.1])  # all from 1 to 7 alike; a tenth is not mixed
+    torch.testing.assert_close(shares, by_hand, rtol=0, atol=0.01)
+
+
+def test_stylegan_samples_come_from_the_average_of_the_generators():
+    parts = stylegan.build(stylegan.parse_args(["--device", "cpu"]))
+    start = copy.deepcopy(parts["ema"].synthesis.constant)
+    step = SCRIPTS["stylegan"]["step"] | {"ema_images": 4}  # 8 images leave a quarter of the old
+    stylegan.train_step(**parts, real=digits(stylegan, 8), **step)
+    by_hand = 0.25 * start + 0.75 * parts["generator"].synthesis.constant
+    torch.testing.assert_close(parts["ema"].synthesis.constant, by_hand)

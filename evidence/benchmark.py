@@ -108,9 +108,11 @@ def precisions(name):
     return ("fp32", "bf16") if both else ("fp32",)
 
 
-def options(script, args):
-    """What train_step takes beside networks, optimisers, images and classes."""
+def options(script, args, step=1):
+    """What train_step takes beside networks, optimisers, images and classes. Lazy R1 depends on the step."""
     known = vars(args) | {"minimax": getattr(args, "generator_loss", "") == "minimax"}
+    if script.SCRIPT == "stylegan":
+        known["r1_weight"] = 0.0 if step % args.r1_every else args.r1_weight * args.r1_every
     names = inspect.signature(script.train_step).parameters
     return {name: known[name] for name in names if name in known}
 
@@ -149,7 +151,7 @@ def light_learned(script, flags, limit, device):
     """The generator, the seconds and the steps of a light script's training for so many seconds."""
     args = script.parse_args(["--dataset", "mnist", "--device", device, *flags])
     images, *labels = script.load_images(args) if script.SCRIPT == "cgan" else [script.load_images(args)]
-    parts, more = script.build(args), options(script, args)
+    parts = script.build(args)
     count = args.batch_size * getattr(args, "n_critic", 1)
     steps, start = 0, clock(device)
     for epoch in range(1, args.epochs + 1):
@@ -158,10 +160,10 @@ def light_learned(script, flags, limit, device):
         for index in order.split(count)[: len(images) // count]:
             if clock(device) - start > limit:
                 break
-            classes = {"classes": labels[0][index]} if labels else {}
-            script.train_step(**parts, real=images[index] / 127.5 - 1, **classes, **more)
+            more = options(script, args, steps) | ({"classes": labels[0][index]} if labels else {})
+            script.train_step(**parts, real=images[index] / 127.5 - 1, **more)
             steps += 1
-    return parts["generator"], clock(device) - start, steps
+    return parts.get("ema", parts["generator"]), clock(device) - start, steps
 
 
 def clock(device):
@@ -186,11 +188,9 @@ class Player:
         torch.manual_seed(0)
         second = getattr(self.script, "Critic", None) or self.script.Discriminator
         if is_light(self.script):
-            modules = self.script.build(self.args).values()
+            networks = list(self.script.build(self.args).values())[:2]
             self.generator, self.second = (
-                module.to(memory_format=torch.contiguous_format)
-                for module in modules
-                if isinstance(module, nn.Module)
+                network.to(memory_format=torch.contiguous_format) for network in networks
             )
         elif name == "cyclegan":
             self.generator = nn.ModuleDict({way: self.script.Generator() for way in ("ab", "ba")})
@@ -219,7 +219,6 @@ def ours(name, device, precision, channels_last=True):
         # The critic of wgan_gp.py and all of cyclegan.py are contiguous in any case, as there in train.
         contiguous = not channels_last or name == "wgan_gp" and network is player.second or name == "cyclegan"
         for part in network.values() if isinstance(network, nn.ModuleDict) else [network]:
-            part = getattr(part, "synthesis", part)  # the mapping of stylegan.py stays in fp32
             script.place(part, player.args, torch.contiguous_format if contiguous else torch.channels_last)
     images = torch.randint(0, 256, (10 * count, *player.shape), dtype=torch.uint8, device=device)
     classes = torch.randint(0, 10, (len(images),), device=device)
@@ -228,8 +227,6 @@ def ours(name, device, precision, channels_last=True):
     if name == "cyclegan":
         size = player.args.pool * count
         networks += [script.ImagePool(size, *player.shape[:2]).to(device) for _ in "ab"]
-    if name == "stylegan":
-        networks.append(player.ema)
     networks += [player.optimizer_g, player.optimizer_second]
     names = list(inspect.signature(script.train_step).parameters)[len(networks) :]
     pending, number = [], [0]
@@ -246,8 +243,7 @@ def ours(name, device, precision, channels_last=True):
             given["classes"] = classes[index]
         if "z" in names:
             given["z"] = torch.randn(count, player.args.latent_dim, device=device)
-        given |= {"minimax": False, "noise_std": 0.0, "ema_decay": 0.998}
-        return given | vars(player.args) | {"r1_weight": 0.0}
+        return given | {"minimax": False, "noise_std": 0.0} | vars(player.args)
 
     def step():
         given = batch()
@@ -579,7 +575,7 @@ def light_samples(name, who, flags, limit, samples, device):
             while clock(device) - start < limit:
                 step()
                 steps += 1
-        generator, taken = player.generator, clock(device) - start
+        generator, taken = player.ema or player.generator, clock(device) - start
     torch.manual_seed(0)
     noise = getattr(script, "uniform", torch.randn)
     images = script.sample(generator, noise(samples, generator.latent_dim))

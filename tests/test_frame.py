@@ -19,6 +19,7 @@ import dcgan_mnist
 import export
 import fid
 import gan_2d
+import stylegan
 import vanilla_gan
 from test_scripts import (
     OWN,
@@ -129,9 +130,10 @@ def test_an_exported_generator_draws_what_its_checkpoint_draws(trained, tmp_path
     export.main([str(folder / "checkpoint.pt"), str(tmp_path / "small.pt")])
     assert (tmp_path / "small.pt").stat().st_size < (folder / "checkpoint.pt").stat().st_size / 4
     assert str(ROOT) not in str(read(tmp_path / "small.pt")["settings"])
-    inputs = inputs_of(script, 4)
     whole, half = (script.load_generator(path) for path in (folder / "checkpoint.pt", tmp_path / "small.pt"))
-    assert (script.sample(whole, *inputs) - script.sample(half, *inputs)).abs().max() < 1 / 255
+    inputs = inputs_of(script, whole, 4)
+    levels = 255 * (script.sample(whole, *inputs) - script.sample(half, *inputs)).abs().max()
+    assert levels < (5 if script is stylegan else 1)  # which has no Tanh, and is loud at first
 
 
 # %% Distances

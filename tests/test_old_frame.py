@@ -1,10 +1,10 @@
-"""The three scripts that keep the old frame for now: pix2pix, cyclegan, stylegan.
+"""The two scripts that keep the old frame for now: pix2pix, cyclegan.
 
 Every script for a few steps, and the mathematics behind each against independent values; fid.py, the faces in
 data/, the files in pretrained/, benchmark.py and the tools, as far as they are about these scripts.
 
     pytest tests                            # all
-    pytest tests -k stylegan                # what is about one script
+    pytest tests -k cyclegan                # what is about one script
 
 Runs on a CPU, without network, on the MNIST in data/. What is special to a script has a section of its own
 below. All is computed with one thread: tiny batches want no more. What the scripts share word for word is
@@ -39,7 +39,6 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -57,7 +56,6 @@ import export
 import fid
 import pix2pix
 import strip
-import stylegan
 
 ROOT = Path(__file__).resolve().parent.parent
 torch.set_num_threads(1)
@@ -82,13 +80,6 @@ RESNET = maps((1, 38, 1), (32, 32, 3), (64, 16, 3), (128, 8, 3))
 RESNET += 4 * maps((128, 10, 1), (128, 8, 3), (128, 10, 1), (128, 8, 2))
 RESNET += maps((64, 16, 3), (32, 32, 3), (32, 38, 1), (1, 32, 2))
 PATCH = maps((64, 16, 2), (128, 15, 3), (1, 14, 1))
-STYLED = [(3, 128)] * 16  # the mapping; then up, conv, blur and style of each layer
-for width, side, before in ((128, 4, 0), (128, 8, 128), (64, 16, 128), (32, 32, 64)):
-    STYLED += maps((before, side, 1)) if before else maps((width, side, 1))
-    STYLED += [*maps((width, side, 2)), (3, 2 * width), *maps((width, side, 3)), (3, 2 * width)]
-STYLED += maps((1, 32, 1))
-STYLE_D = maps((32, 32, 5), (32, 16, 1), (64, 16, 5), (64, 8, 1), (128, 8, 5), (128, 4, 3), (129, 4, 1))
-STYLE_D += [*maps((128, 4, 2)), (3, 2048), (3, 128), (3, 128), (3, 1)]
 
 
 @dataclass
@@ -118,18 +109,13 @@ P2P = {
 CYCLE = {"real": 7, "grid": (10, 8), "walks": {}, "batch": 2}
 CYCLE |= {"flags": ("--batch-size", "2", "--decay", "1", "--pool", "2", "--width", "8", "--blocks", "1")}
 CYCLE |= {"form": {"channels": 1, "norm": "instance"}}
-STYLE = {"step": {"mixing": 0.9, "r1_weight": 1.0, "ema_decay": 0.99}, "real": 5, "betas": (0.0, 0.99)}
-STYLE |= {"flags": ("--batch-size", "4", "--width", "8", "--latent-dim", "16")}
-STYLE |= {"walks": {"interpolation.png": (10, 8), "mixing.png": (7, 7), "truncation.png": (7, 6)}}
 CASES = {
     "pix2pix": Case((U_NET, PATCH), (4_165_217, 135_489), P2P_STEP, **P2P),
     "cyclegan": Case((RESNET, PATCH), (1_367_105, 134_209), **CYCLE),
-    "stylegan": Case((STYLED, STYLE_D), (897_825, 844_897), **STYLE),
 }
 TRANSLATORS = pix2pix, cyclegan
 TRANSLATION = [module.SCRIPT for module in TRANSLATORS]
-NOISE_SCRIPTS = ["stylegan"]  # their inputs are noise
-MEASURED = *TRANSLATORS, stylegan  # after each epoch
+MEASURED = TRANSLATORS  # after each epoch
 ONE = pytest.mark.parametrize("script", ["pix2pix"], indirect=True)  # for what all share word for word
 
 
@@ -153,7 +139,7 @@ def case(script):
     return CASES[script.SCRIPT]
 
 
-SAVEFIG, FEW = Figure.savefig, 8
+SAVEFIG = Figure.savefig
 
 
 def save_blank(figure, path):
@@ -165,7 +151,6 @@ def save_blank(figure, path):
 def light(monkeypatch):
     """Plots are blank, but in `watch` and where a test is about them; of paths there are few."""
     monkeypatch.setattr(Figure, "savefig", save_blank)
-    monkeypatch.setattr(stylegan, "PATHS", FEW)
 
 
 # %% Helpers
@@ -306,7 +291,7 @@ def work(function, args, folder, output, environ):
     for number in (1, 2):
         os.dup2(os.open(output or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(folder or ROOT)
-    Figure.savefig, stylegan.PATHS = save_blank, FEW
+    Figure.savefig = save_blank
     function(*args)
 
 
@@ -335,7 +320,7 @@ def test_project_has_its_data():
 
 SECTIONS = ["Settings", "Networks", "Losses", "Training step", "Training", "Plumbing", "Main"]
 SHARED = {"Plumbing": "pix2pix", "Folders": "pix2pix", "Pairs": "pix2pix"}  # and their origins
-LONGEST = {"pix2pix": 430, "cyclegan": 520, "stylegan": 560}  # lines outside these
+LONGEST = {"pix2pix": 430, "cyclegan": 520}  # lines outside these
 OWN_SECTIONS = {"Folders", "Pairs", "Processes", "Styles"}  # of scripts that have more than the frame
 
 
@@ -622,32 +607,6 @@ def test_file_alone_in_an_empty_folder_runs(script, small, tmp_path):
 # %% Generating
 
 
-@pytest.mark.parametrize("script", NOISE_SCRIPTS, indirect=True)
-def test_generate(script, case, whole, tmp_path, capsys):
-    checkpoint = whole.folder / "checkpoint.pt"
-    before = snapshot(whole.folder)
-    argv, count = ["--checkpoint", str(checkpoint), "--generate"], 300 if script is stylegan else 20
-    script.main([*argv, str(count)])
-    folder = whole.folder / "generated" / "001"
-    assert str(folder) in capsys.readouterr().out
-    files = sorted(folder.rglob("*.png"), key=lambda path: path.name)
-    assert [path.name for path in files] == [f"{i:05d}.png" for i in range(count)]
-    assert {path.parent for path in files} == {folder}
-    images = [Image.open(path) for path in files]
-    assert {(image.size, image.mode) for image in images} == {((case.side, case.side), "L")}
-    assert len({image.tobytes() for image in images}) == count
-
-    # The same seed gives the same images again, and fewer or more of them: of a batch and of several.
-    for few in (5, count - 10):
-        script.main([*argv, str(few), "--out-dir", str(tmp_path / f"{few}")])
-        assert len(snapshot(tmp_path / f"{few}")) == few
-        assert snapshot(tmp_path / f"{few}").items() <= snapshot(folder).items()
-    script.main([*argv, "20", "--seed", "7", "--out-dir", str(tmp_path / "7")])
-    assert not {*snapshot(tmp_path / "7").values()} & {*snapshot(folder).values()}
-    shutil.rmtree(whole.folder / "generated")
-    assert snapshot(whole.folder) == before  # nothing written over
-
-
 @pytest.fixture
 def judged(monkeypatch, tmp_path):
     """A folder of its own for the classifiers of fid.py, and the flags that measure after each epoch."""
@@ -739,7 +698,7 @@ def test_resume_goes_on(script, flags, tmp_path, whole):
     assert_same_run(tmp_path / "run" / "checkpoint.pt", whole.folder / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("script", ["pix2pix", "stylegan"], indirect=True)
+@pytest.mark.parametrize("script", ["pix2pix"], indirect=True)
 def test_resume_is_exact_to_the_bit(script, flags, tmp_path, whole):
     """SIGKILL within a step, within a save and before pictures, SIGTERM, Ctrl-C, and an epoch more."""
     checkpoint, name, killed = tmp_path / "run" / "checkpoint.pt", script.SCRIPT, -signal.SIGKILL
@@ -750,7 +709,7 @@ def test_resume_is_exact_to_the_bit(script, flags, tmp_path, whole):
         (resume, ("generator_loss", 3, signal.SIGTERM, 0), 130, 2),  # saved at each step
         ([*resume, "--epochs", "2"], ("generator_loss", 4, signal.SIGINT, 0), 130, 5),  # and made longer
         (resume, ("generator_loss", 4, signal.SIGTERM), 130, 6),  # steps 7 to 9 are lost
-        (resume, ("make_grid", 5 if script is stylegan else 3, signal.SIGKILL), killed, 12),
+        (resume, ("make_grid", 3, signal.SIGKILL), killed, 12),
     ]
     for number, (argv, (function, call, *act), status, step) in enumerate(steps):
         output = tmp_path / f"{number}.txt"
@@ -869,9 +828,6 @@ BAD_TRANSLATION = """
 BAD_OWN = {
     "pix2pix": f"""{BAD_TRANSLATION}; --l1-weight -1; --gan-weight nan; --l1-weight 0 --gan-weight 0
     --dropout 1; --dropout -0.1; --direction b2a --fid-every 1""",
-    "stylegan": """--image-size 48; --image-size 16; --image-size 512; --mixing 1.5; --mixing -0.1
-    --r1-every 0; --truncation 0.7; --batch-size 5; --mapping-layers -1; --ema-images 0; --r1-weight -1
-    --width 0""",
     "cyclegan": f"""{BAD_TRANSLATION}; --cycle-weight -1; --identity-weight nan; --pool -1; --blocks -1
     --direction b2a; --task glasses; --dataset faces --task glasses --fid-every 1""",
 }
@@ -1016,9 +972,7 @@ def networks(script):
 
 def inputs_of(script, count):
     """What the generator makes images of: noise, or pictures."""
-    if script in TRANSLATORS:
-        return [2 * torch.rand(count, 1, 32, 32) - 1]
-    return [torch.randn(count, 128 if script is stylegan else 100)]
+    return [2 * torch.rand(count, 1, 32, 32) - 1]
 
 
 class Recorder:
@@ -1037,8 +991,6 @@ def one_round(script, **others):
     case, (g, d) = CASES[script.SCRIPT], networks(script)
     real = mnist_as(script, count=8).float() / 127.5 - 1
     args = {"generator": g, "second": d, "optimizer_g": Recorder(g, g, d), "optimizer_d": Recorder(d, g, d)}
-    if script is stylegan:
-        args = {"generator": g, "second": d, "ema": copy.deepcopy(g).requires_grad_(False)} | args
     if script is pix2pix:
         args["a"] = pix2pix.draw("mosaic", (real + 1) * 127.5).float() / 127.5 - 1
     args |= {"real": real} | case.step
@@ -1053,8 +1005,7 @@ def one_round(script, **others):
 
         return hook
 
-    drawing = seen.generator.synthesis if script is stylegan else seen.generator
-    hooks = [drawing.register_forward_hook(note(seen.g_inputs, seen.fakes))]
+    hooks = [seen.generator.register_forward_hook(note(seen.g_inputs, seen.fakes))]
     hooks.append(seen.second.register_forward_hook(note(seen.inputs, seen.scores)))
     torch.manual_seed(1)
     seen.metrics = script.train_step(*args.values())
@@ -1117,10 +1068,6 @@ FAR = torch.tensor([[200.0]]), torch.tensor([[-200.0]])
         ("cyclegan", *SCORES, (4 / 2 + 20 / 2) / 2, (25 + 1) / 2),
         # Patches are squared before they are averaged: those of the second pair have the mean 1.
         ("cyclegan", torch.ones(1, 1, 1, 2), torch.tensor([[[[0.0, 2.0]]]]), 4 / 2 / 2, 1.0),
-        # Where a sigmoid would be rounded to 0 or 1, and its logarithm lost.
-        ("stylegan", REAL, FAKE, MIXED, math.log(4)),
-        ("stylegan", *FAR, 0.0, 200.0),
-        ("stylegan", torch.zeros(2, 1), torch.zeros(2, 1), 2 * math.log(2), math.log(2)),
     ],
     indirect=["script"],
 )
@@ -1129,7 +1076,7 @@ def test_losses_by_hand(script, real, fake, d_loss, g_loss):
     assert script.generator_loss(fake).item() == pytest.approx(g_loss, rel=1e-6)
 
 
-@pytest.mark.parametrize("script", [*NOISE_SCRIPTS, "pix2pix"], indirect=True)
+@pytest.mark.parametrize("script", ["pix2pix"], indirect=True)
 def test_step_sends_gradients_where_they_should_go(script):
     seen = one_round(script)
     g_grads, d_grads = seen.optimizer_d.seen
@@ -1144,7 +1091,7 @@ def test_step_sends_gradients_where_they_should_go(script):
     assert all(parameter.requires_grad for parameter in seen.second.parameters())
 
 
-@pytest.mark.parametrize("script", [*NOISE_SCRIPTS, "pix2pix"], indirect=True)
+@pytest.mark.parametrize("script", ["pix2pix"], indirect=True)
 def test_step_does_not_wait_for_the_device(script, monkeypatch):
     """Each of these calls would stall a GPU until it has caught up."""
 
@@ -1166,7 +1113,7 @@ def test_step_does_not_wait_for_the_device(script, monkeypatch):
     assert all(value.isfinite() for value in metrics.values())
 
 
-@pytest.mark.parametrize("script", [*NOISE_SCRIPTS, "pix2pix"], indirect=True)
+@pytest.mark.parametrize("script", ["pix2pix"], indirect=True)
 def test_step_uses_its_fakes_again(script):
     """Algorithm 1 of the GAN paper draws noise anew for the generator; these scripts do not."""
     seen = one_round(script)
@@ -1177,7 +1124,7 @@ def test_step_uses_its_fakes_again(script):
     assert torch.equal(seen.images[0], seen.real)
 
 
-@pytest.mark.parametrize("script", [*NOISE_SCRIPTS, "pix2pix"], indirect=True)
+@pytest.mark.parametrize("script", ["pix2pix"], indirect=True)
 def test_step_reports_what_it_did(script):
     """Each metric by hand, from what the networks saw and answered."""
     seen, expected = one_round(script), {}
@@ -1189,12 +1136,6 @@ def test_step_reports_what_it_did(script):
     if script is pix2pix:
         expected["d_loss"] /= 2
         expected["l1"] = (seen.fakes[0] - seen.real).abs().mean() / 2
-    if script is stylegan:  # R1 in a third pass, of weight 1 here
-        drawn, x = seen.fakes[-1].detach(), seen.real.clone().requires_grad_()
-        spread = [torch.pdist(images.flatten(1)).square().sum() for images in (drawn, seen.real)]
-        expected["diversity"] = (spread[0] / spread[1]).sqrt()
-        (gradient,) = torch.autograd.grad(seen.second(x).sum(), x)
-        expected["r1"] = gradient.square().sum((1, 2, 3)).mean() / 2
     assert {*expected} == {*script.METRICS}
     for name, value in expected.items():
         assert seen.metrics[name].item() == pytest.approx(torch.as_tensor(value).item(), rel=2e-4), name
@@ -1947,440 +1888,6 @@ def test_cyclegan_glasses(script):
     assert not {*names[0]} & {*names[1]}
 
 
-# %% stylegan
-
-
-def test_stylegan_counts():
-    """At 1024 pixels what NVIDIA's code has, 26,219,627, less the 7,608 of to_rgb layers for growing."""
-    with torch.device("meta"):
-        assert count(stylegan.Generator(1024, 16, 512, 3, most=512)) == 26_212_019
-    for size, width, expected in ((64, 16, (476_851, 285_649)), (64, 32, (1_259_363, 1_140_129))):
-        generator = stylegan.Generator(size, width, channels=3)
-        assert (count(generator), count(stylegan.Discriminator(size, width, 3))) == expected
-        assert generator(torch.randn(2, 128)).shape == (2, 3, size, size)
-    assert (count(stylegan.Generator(channels=3)), count(stylegan.Discriminator(channels=3))) == (
-        897_891,
-        844_961,
-    )
-    assert count(stylegan.Generator(mapping_layers=0)) == 897_825 - 8 * (128 * 128 + 128)
-    assert count(stylegan.Generator(noise=False)) == 897_825 - 2 * (128 + 128 + 64 + 32)
-
-
-def test_stylegan_adain():
-    x, style = 3 * torch.randn(4, 5, 8, 8) + 2, torch.randn(4, 10)
-    scale, shift = style[:, :5], style[:, 5:]
-    y = stylegan.adain(x, style)
-    assert torch.allclose(y.mean((2, 3)), shift, atol=1e-5)
-    assert torch.allclose(y.std((2, 3), correction=0), (1 + scale).abs(), atol=1e-5)
-    assert torch.allclose(stylegan.adain(5 * x - 1, style), y, atol=1e-5)  # earlier contrast is wiped out
-    flat = torch.ones(4, 5, 8, 8) * torch.randn(4, 5, 1, 1)
-    assert torch.allclose(stylegan.adain(flat, style), shift[:, :, None, None].expand_as(x), atol=1e-3)
-    for layer in stylegan.Synthesis().layers:  # a style of zeros is neutral
-        assert not layer.style(torch.zeros(1, 128)).any()
-
-
-def test_stylegan_mapping():
-    """z counts by its direction alone; w is of the size of z, and depends on it, from the start."""
-    torch.manual_seed(0)
-    mapping, z = stylegan.Mapping(), torch.randn(1000, 128)
-    w = mapping(z)
-    assert torch.allclose(mapping(7 * z), w, atol=1e-5)
-    assert stylegan.Mapping(layers=0)(z).square().mean(1).sqrt() == pytest.approx(1, abs=1e-5)
-    assert w.square().mean().sqrt().item() == pytest.approx(1.2, abs=0.15)
-    assert w.std(0).mean().item() == pytest.approx(0.6, abs=0.1)
-
-
-def test_stylegan_rates_are_equalised():
-    """Stored weights are N(0, 1), used ones have a variance of gain^2 / inputs; the mapping learns slowly."""
-    torch.manual_seed(0)
-    generator, discriminator = stylegan.Generator(), stylegan.Discriminator()
-    layers = [m for m in [*generator.modules(), *discriminator.modules()] if hasattr(m, "scale")]
-    assert len(layers) == 8 + 7 + 8 + 1 + 1 + 6 + 1 + 2
-    quiet = [layer.style for layer in generator.synthesis.layers] + [generator.synthesis.to_rgb]
-    for layer in layers:
-        n, slow = layer.weight.numel(), layer in generator.mapping.layers
-        assert layer.weight.std().item() == pytest.approx(100 if slow else 1, rel=6 / math.sqrt(2 * n))
-        gain = 1 if layer in quiet or layer is discriminator.layers[-1] else math.sqrt(2)
-        x = torch.randn(2000, layer.weight.shape[1], *[3] * (layer.weight.ndim - 2))
-        middle = layer(x) if x.ndim == 2 else layer(x)[:, :, 1, 1]
-        assert middle.square().mean().sqrt().item() == pytest.approx(gain, rel=0.1)
-    # A step of Adam moves each stored weight by the rate: of the mapping's used weights a hundredth of that.
-    for layer, expected in ((generator.mapping.layers[0], 0.01), (discriminator.layers[-3], 1)):
-        before, optimizer = layer.weight.detach() * layer.scale, torch.optim.Adam(layer.parameters(), 0.002)
-        layer(torch.randn(4, layer.weight.shape[1])).square().sum().backward()
-        optimizer.step()
-        moved = (layer.weight.detach() * layer.scale - before).abs().max().item()
-        step = 0.002 * math.sqrt(2 / layer.weight.shape[1]) * expected
-        assert moved == pytest.approx(step, rel=0.03)
-        biases = layer(torch.zeros(1, layer.weight.shape[1]))  # they were 0
-        assert biases.abs().max().item() == pytest.approx(0.002 * expected, rel=0.01)
-
-
-def test_stylegan_resamples_smoothly():
-    """Up is bilinear, but for the border; down is [1, 3, 3, 1] / 8; both in float64."""
-    x, blur = torch.randn(2, 3, 8, 8, dtype=torch.float64), stylegan.Blur().double()
-    weight = torch.randn(5, 3, 3, 3, dtype=torch.float64)
-    conv = functools.partial(nn.functional.conv2d, weight=weight, padding=1)
-    ours = blur(conv(nn.Upsample(scale_factor=2)(x)))
-    theirs = conv(nn.functional.interpolate(x, scale_factor=2, mode="bilinear"))
-    assert torch.allclose(ours[:, :, 2:-2, 2:-2], theirs[:, :, 2:-2, 2:-2], atol=1e-12)
-    row = torch.tensor([1.0, 3, 3, 1], dtype=torch.float64) / 8
-    kernel = (row * row[:, None]).expand(3, 1, 4, 4)
-    expected = nn.functional.conv2d(x, kernel, stride=2, padding=1, groups=3)
-    assert torch.allclose(nn.AvgPool2d(2)(blur(x)), expected, atol=1e-12)
-    assert [type(m) for m in stylegan.Discriminator().layers[4:6]] == [stylegan.Blur, nn.AvgPool2d]
-    blurred = [isinstance(layer.blur, stylegan.Blur) for layer in stylegan.Synthesis().layers]
-    assert blurred == [False, False, True, False, True, False, True, False]
-
-
-@pytest.mark.parametrize("up", [False, True])
-def test_stylegan_layer_by_hand(up):
-    """Doubled, convolved and blurred; then noise, bias, leaky ReLU, and only then the style."""
-    layer = stylegan.StyledLayer(3, 5, 16, 8, up=up).eval()
-    nn.init.normal_(layer.strength)
-    nn.init.normal_(layer.bias)
-    x, w = torch.randn(2, 3, *([4, 4] if up else [8, 8])), torch.randn(2, 16)
-    maps = x.repeat_interleave(2, 2).repeat_interleave(2, 3) if up else x
-    maps = nn.functional.conv2d(maps, layer.conv.weight * math.sqrt(2 / 27), padding=1)
-    if up:
-        padded = nn.functional.pad(maps, (1, 1, 1, 1))
-        rows = (padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]) / 4
-        maps = (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:]) / 4
-    maps = maps + layer.strength * layer.noise + layer.bias
-    maps = torch.where(maps > 0, maps, 0.2 * maps)
-    scale, shift = (w @ layer.style.weight.T / 4 + layer.style.bias).split(5, 1)
-    maps = (maps - maps.mean((2, 3), True)) / maps.std((2, 3), correction=0, keepdim=True)
-    expected = maps * (1 + scale[:, :, None, None]) + shift[:, :, None, None]
-    assert torch.allclose(layer(x, w), expected, atol=1e-4)
-
-
-def test_stylegan_discriminator_compares_a_group():
-    group = stylegan.GroupDeviation()
-    x = torch.ones(8, 2, 3, 3)
-    x[2:4], x[6:] = -1, -1  # the group of image 0 is 0, 2, 4 and 6
-    assert torch.allclose(group(x)[:, 2], torch.ones(8, 3, 3))
-    assert torch.equal(group(x)[:, :2], x)
-    x[1::2] = 5  # the other group: all the same
-    assert torch.allclose(group(x)[::2, 2], torch.ones(4, 3, 3))
-    assert torch.allclose(group(x)[1::2, 2], torch.full((4, 3, 3), 1e-4))
-    deviation = group(y := torch.randn(6, 2, 3, 3))[:, 2, 0, 0]  # groups of three
-    expected = (y[::2].var(0, correction=0) + 1e-8).sqrt().mean()
-    assert torch.allclose(deviation[::2], expected.expand(3))
-    assert group(y[:1]).shape == (1, 3, 3, 3)
-    assert group(torch.full((1, 1, 4, 4), 7.0))[0, 1, 0, 0].item() == pytest.approx(1e-4)
-
-
-def test_stylegan_r1_by_hand():
-    a, x = torch.randn(1, 2, 4, 4), torch.randn(6, 2, 4, 4)
-    linear = lambda images: (images * a).sum((1, 2, 3))[:, None]  # noqa: E731
-    assert stylegan.r1_penalty(linear, x).item() == pytest.approx(a.square().sum().item(), rel=1e-5)
-    bowl = lambda images: 3 * images.square().sum((1, 2, 3))[:, None] / 2  # noqa: E731
-    expected = 9 * x.square().sum((1, 2, 3)).mean().item()
-    assert stylegan.r1_penalty(bowl, x).item() == pytest.approx(expected, rel=1e-5)
-    discriminator = stylegan.Discriminator(32, 8)
-    stylegan.r1_penalty(discriminator, torch.randn(4, 1, 32, 32)).backward()
-    # Biases that only LeakyReLUs follow do not change a slope.
-    assert all(p.grad.any() for name, p in discriminator.named_parameters() if "weight" in name)
-
-
-def test_stylegan_average_of_generators():
-    old, new = stylegan.Generator(width=8, latent_dim=16), stylegan.Generator(width=8, latent_dim=16)
-    ema, new.w_avg = copy.deepcopy(old), torch.randn(16)
-    for _ in range(10):
-        stylegan.average(ema, new, 0.9)
-    for mean, first, last in zip(ema.parameters(), old.parameters(), new.parameters()):
-        assert torch.allclose(mean, 0.9**10 * first + (1 - 0.9**10) * last, atol=1e-5)
-    assert_same_bits(dict(ema.named_buffers()), dict(new.named_buffers()))
-
-
-def test_stylegan_mixes_from_a_random_layer_on():
-    torch.manual_seed(0)
-    w1, w2 = torch.zeros(20_000, 1), torch.ones(20_000, 1)
-    ws = stylegan.mix(w1, w2, 8, 0.9)
-    assert ws.shape == (20_000, 8, 1)
-    assert (ws.diff(dim=1) >= 0).all()  # w1 first
-    cuts = torch.bincount(8 - ws.sum((1, 2)).long(), minlength=9)
-    assert cuts[0] == 0  # the first layer always has w1
-    assert cuts[8].item() == pytest.approx(2000, abs=4 * math.sqrt(1800))  # these are not mixed
-    expected = 18_000 / 7
-    assert ((cuts[1:8] - expected) ** 2 / expected).sum() < 22.5  # chi-square of 6 degrees: 0.1%
-    assert torch.equal(stylegan.mix(w1, w2, 8, 0.0), torch.zeros(20_000, 8, 1))
-    assert stylegan.mix(w1, w2, 8, 1.0)[:, 7].all()
-
-
-def test_stylegan_noise():
-    """Fresh for each image, layer and step in training; always the same in eval mode; silent at first."""
-    torch.manual_seed(0)
-    synthesis, drawn = stylegan.Synthesis(width=8, latent_dim=16), []
-    ws = torch.randn(1, 8, 16).expand(2, -1, -1)
-    assert torch.equal(*synthesis(ws))  # strengths are 0
-    for layer in synthesis.layers:
-        layer.strength.data.fill_(1)
-    original = torch.randn
-    with mock.patch.object(
-        stylegan.torch, "randn", lambda *a, **k: (drawn.append(original(*a, **k)), drawn[-1])[1]
-    ):
-        first, second = synthesis(ws)
-    assert not torch.equal(first, second)
-    assert [noise.shape for noise in drawn] == [(2, 1, side, side) for side in (4, 4, 8, 8, 16, 16, 32, 32)]
-    assert len({noise.flatten()[0].item() for noise in drawn}) == 8
-    assert not torch.equal(synthesis(ws)[0], first)
-    first, second = synthesis.eval()(ws)
-    assert torch.equal(first, second)
-    assert torch.equal(synthesis(ws)[0], first)
-    bare = stylegan.Synthesis(width=8, latent_dim=16, noise=False)
-    assert torch.equal(*bare(ws))
-
-
-def test_stylegan_mean_colour_is_of_the_last_style():
-    """Before pixels are cut off, and whatever the other styles and the noise: AdaIN sets each map's mean."""
-    torch.manual_seed(0)
-    synthesis = stylegan.Generator(width=8, latent_dim=16, channels=3).train().synthesis
-    nn.init.normal_(synthesis.layers[-1].strength)
-    ws = torch.randn(1, 8, 16).repeat(3, 1, 1)
-    ws[1, :-1], ws[2, -1] = torch.randn(7, 16), torch.randn(16)
-    images = synthesis(ws)
-    assert (images[0] - images[1]).abs().mean() > 0.1
-    same, other = ((images[0] - image).mean((1, 2)).abs() for image in images[1:])
-    assert same.max() < 1e-5 < 1e-2 < other.max()
-
-
-def test_stylegan_truncation():
-    torch.manual_seed(0)
-    generator = stylegan.Generator(width=8, latent_dim=16).eval()
-    generator.w_avg.copy_(torch.randn(16))
-    z, ones = torch.randn(3, 16), torch.ones(3, 1)
-    assert torch.allclose(generator(z, ones), generator(z), atol=1e-4)
-    assert torch.equal(generator.spread(z), z[:, None].expand(-1, 8, -1))  # the same for all layers
-    average = generator.synthesis(generator.spread(generator.w_avg[None]))
-    assert torch.allclose(generator(z, 0 * ones), average.expand(3, -1, -1, -1), atol=1e-4)
-    w = generator.mapping(z)
-    half = generator.spread(generator.w_avg + 0.5 * (w - generator.w_avg))
-    assert torch.allclose(generator(z, ones / 2), generator.synthesis(half), atol=1e-4)
-
-
-def test_stylegan_samples_are_cut_to_what_a_pixel_can_be():
-    generator = stylegan.Generator(width=8, latent_dim=16)
-    generator.synthesis.to_rgb.bias.data.fill_(9.0)
-    assert generator(torch.randn(2, 16)).min() > 1.5  # in training there is no bound
-    assert (stylegan.sample(generator, torch.randn(2, 16)) == 255).all()  # and not 9 * 127 modulo 256
-
-
-class Flat:
-    """A generator whose images are A w, and whose w is A z."""
-
-    def __init__(self, matrix, mapping):
-        self.w_avg, self.latent_dim, self.mapping = torch.zeros(1, dtype=torch.float64), 128, mapping
-        self.spread, self.synthesis = lambda w: w, lambda w: w @ matrix.T
-
-
-def test_stylegan_path_lengths_in_closed_form():
-    """Of a linear g: E|A (w2 - w1)|^2 = 2 |A|^2. Of z on its sphere: d E[angle^2]."""
-    torch.manual_seed(0)
-    matrix = torch.randn(5, 128, dtype=torch.float64) / 4
-    scaled = stylegan.Mapping(layers=0)
-    flat = Flat(matrix, lambda z: z)
-    lengths = stylegan.path_lengths(flat, lambda x: x, "w", 20_000, 1e-4)
-    assert lengths.shape == (20_000,)
-    assert lengths.mean().item() == pytest.approx(2 * matrix.square().sum().item(), rel=0.02)
-    sphere = Flat(torch.eye(128, dtype=torch.float64), scaled)
-    lengths = stylegan.path_lengths(sphere, lambda x: x, "z", 20_000, 1e-4)
-    assert lengths.mean().item() == pytest.approx(128 * (math.pi**2 / 4 + 1 / 128), rel=0.01)
-    # What the lesson says of lines and arcs in one space.
-    chord = stylegan.path_lengths(sphere, lambda x: x, "w", 20_000, 1e-4).mean() / lengths.mean()
-    assert chord.item() == pytest.approx(0.81, abs=0.005)
-    drawn = Flat(torch.eye(128, dtype=torch.float64), stylegan.Mapping().double())
-    line, way = (stylegan.path_lengths(drawn, lambda x: x, space, 2000, 1e-4).mean().item() for space in "wz")
-    assert line / way == pytest.approx(0.25, abs=0.02)
-    spread = torch.linalg.eigvalsh(torch.cov(stylegan.Mapping()(torch.randn(20_000, 128)).T))  # ascending
-    assert 0.6 < spread[-10:].sum() / spread.sum() < 0.75  # two thirds in ten of 128 directions: RESULTS.md
-    # Anywhere on the path: |w|^2 changes at the rate 2 w (w2 - w1), at most at the ends.
-    square = lambda x: x.square().sum(1, keepdim=True)  # noqa: E731
-    whole = Flat(torch.eye(128, dtype=torch.float64), lambda z: z)
-    inside = stylegan.path_lengths(whole, square, "w", 20_000, 1e-6).mean().item()
-    # (w1 + t (w2 - w1)) (w2 - w1), with a = w2 - w1: over t, E[(w1 a + t |a|^2)^2] = d^2 / 3 + 2 d
-    assert inside == pytest.approx(4 * (128**2 / 3 + 2 * 128), rel=0.05)
-
-
-def test_stylegan_share_of_z():
-    torch.manual_seed(0)
-    generator = stylegan.Generator(width=8, latent_dim=16)
-    with torch.no_grad():
-        assert stylegan.share_of_z(generator) == pytest.approx(1, abs=1e-6)  # strengths are 0
-        for layer in generator.synthesis.layers:
-            layer.strength.fill_(1)
-        assert 0 < stylegan.share_of_z(generator) < 0.99
-        for layer in generator.synthesis.layers:
-            layer.style.weight.zero_()  # now all images have the same style
-        assert abs(stylegan.share_of_z(generator)) < 0.1
-        # Of a + b, with variances of 3 by z and 1 by noise, three quarters are z's.
-        made = types.SimpleNamespace(
-            w_avg=torch.zeros(1), latent_dim=8100, mapping=lambda z: z, spread=lambda w: w
-        )
-        pixels = lambda ws: (3**0.5 * ws + torch.randn_like(ws)).view(-1, 1, 90, 90) / 20  # noqa: E731
-        made.synthesis = type(
-            "",
-            (),
-            {"train": lambda self: None, "eval": lambda self: None, "__call__": lambda self, ws: pixels(ws)},
-        )()
-        assert stylegan.share_of_z(made, 4) == pytest.approx(0.75, abs=0.02)  # however few z
-
-
-def test_stylegan_mapping_and_penalty_stay_in_fp32(script):
-    args = script.parse_args(["--device", "cpu", "--precision", "bf16", "--width", "8", "--dataset", "mnist"])
-    script.fill_in(args)
-    args.channels, kinds = 1, {"mapping": [], "synthesis": [], "second": []}
-    generator, second = script.build(args), script.place(script.Discriminator(32, 8), args)
-    for name, layer in (
-        ("mapping", generator.mapping.layers[0]),
-        ("synthesis", generator.synthesis.to_rgb),
-        ("second", second.layers[0]),
-    ):
-        layer.register_forward_hook(lambda module, inputs, out, name=name: kinds[name].append(out.dtype))
-    ema = copy.deepcopy(generator).requires_grad_(False)
-    recorders = Recorder(generator, generator, second), Recorder(second, generator, second)
-    torch.manual_seed(0)
-    real = torch.randn(4, 1, 32, 32)
-    metrics = script.train_step(generator, second, ema, *recorders, real, 0.9, 1.0, 0.99)
-    low, high = torch.bfloat16, torch.float32
-    assert kinds == {"mapping": [high], "synthesis": [low], "second": [low, low, high, low]}
-    with script.fp32():
-        expected = script.r1_penalty(second, real) / 2
-    assert torch.equal(metrics["r1"], expected.detach())
-    assert {value.dtype for value in metrics.values()} == {high}
-
-
-def test_stylegan_step_averages_styles_and_weights():
-    seen = one_round(stylegan)
-    torch.manual_seed(1)
-    w1 = seen.generator.mapping(torch.randn(16, 128))[:8]
-    assert torch.allclose(seen.generator.w_avg, 0.005 * w1.mean(0), atol=1e-6)  # it was 0
-    assert torch.equal(seen.ema.w_avg, seen.generator.w_avg)
-    without = one_round(stylegan, r1_weight=0.0)
-    assert without.metrics["r1"] == 0
-    assert len(without.scores) == 3  # real, fake, and for the generator
-    assert len(seen.scores) == 4
-    # Each step of the average goes 1 - ema_decay of the way.
-    torch.manual_seed(7)
-    ema = stylegan.Generator()
-    far = one_round(stylegan, ema=copy.deepcopy(ema).requires_grad_(False), ema_decay=0.75)
-    name = "synthesis.constant"
-    start, now, end = (dict(x.named_parameters())[name] for x in (ema, far.ema, far.generator))
-    assert not torch.allclose(start, end, atol=0.1)
-    assert torch.allclose(now, 0.75 * start + 0.25 * end, atol=1e-6)
-
-
-def test_stylegan_penalty_in_every_tenth_step(script, small, tmp_path, monkeypatch):
-    calls = spy(monkeypatch, script, "train_step")
-    flags = [*small, "--r1-weight", "0.3", "--ema-images", "16", "--out-dir", str(tmp_path / "run")]
-    script.main([*flags, "--epochs", "2", "--mixing", "0.25"])
-    mixing, r1_weight, decay = zip(*(args[6:] for args in calls))
-    assert set(mixing) == {0.25}
-    assert r1_weight == (0.3 * 10, *[0.0] * 9, 0.3 * 10, 0.0)
-    assert decay[0] ** 4 == pytest.approx(0.5)  # 16 images are four steps
-    r1 = read(tmp_path / "run" / "checkpoint.pt")["history"][:, script.METRICS.index("r1")]
-    assert [value > 0 for value in r1.tolist()] == [True, *[False] * 9, True, False]
-
-
-def test_stylegan_pictures_show_what_they_say(script, tmp_path):
-    """interpolation: pairs of rows with the same ends; mixing: styles of A, some from B; truncation: psi."""
-    torch.manual_seed(0)
-    ema = script.Generator(width=8, latent_dim=16)
-    for layer in ema.synthesis.layers:
-        layer.strength.data.fill_(0.1)
-    ema.w_avg.copy_(0.1 * torch.randn(16))
-    z = torch.randn(64, 16)
-    script.draw_styles(ema, z, tmp_path, types.SimpleNamespace(channels=1))
-    plain = script.sample(ema, z)
-
-    def cells(name):
-        with Image.open(tmp_path / f"{name}.png") as image:
-            pixels = torch.from_numpy(np.array(image))[2:, 2:]
-        return pixels.unfold(0, 32, 34).unfold(1, 32, 34)  # rows, columns, 32, 32
-
-    walks = cells("interpolation")
-    for pair in range(4):
-        for row in (2 * pair, 2 * pair + 1):
-            for column, number in ((0, 2 * pair), (9, 2 * pair + 1)):
-                assert (walks[row, column].int() - plain[number, 0].int()).abs().max() <= 1
-        assert not torch.equal(walks[2 * pair, 4], walks[2 * pair + 1, 4])
-    w = ema.mapping(z)
-    middle = script.sample(ema.synthesis, ema.spread(torch.lerp(w[:1], w[1:2], 4 / 9)))[0, 0]
-    assert (walks[1, 4].int() - middle.int()).abs().max() <= 1
-    mixing = cells("mixing")
-    assert not mixing[0, 0].any()
-    for k in range(6):
-        assert (mixing[k + 1, 0].int() - plain[k, 0].int()).abs().max() <= 1
-        assert (mixing[0, k + 1].int() - plain[6 + k, 0].int()).abs().max() <= 1
-        ws = ema.spread(w[k : k + 1]).clone()
-        layers = [slice(0, 4), slice(4, 6), slice(6, 8)][k // 2]  # 4 and 8; 16; 32 pixels
-        ws[:, layers] = w[8]
-        expected = script.sample(ema.synthesis, ws.detach())[0, 0]
-        assert (mixing[k + 1, 3].int() - expected.int()).abs().max() <= 1
-    truncated = cells("truncation")
-    average = script.sample(ema.synthesis, ema.spread(ema.w_avg[None]))[0, 0]
-    for row in range(6):
-        assert (truncated[row, 0].int() - plain[row, 0].int()).abs().max() <= 1
-        assert (truncated[row, 4].int() - average.int()).abs().max() <= 1
-        opposite = script.sample(ema, z[row : row + 1], torch.tensor([[-1.0]]))[0, 0]
-        assert (truncated[row, 6].int() - opposite.int()).abs().max() <= 1
-
-
-def test_stylegan_generates_with_truncation(script, whole, tmp_path):
-    argv = ["--checkpoint", str(whole.folder / "checkpoint.pt"), "--generate", "4"]
-    for psi in ("0", "1"):
-        script.main([*argv, "--truncation", psi, "--out-dir", str(tmp_path / psi)])
-    script.main([*argv, "--out-dir", str(tmp_path / "plain")])
-    assert len({*snapshot(tmp_path / "0").values()}) == 1  # all are the average image
-    assert snapshot(tmp_path / "1") == snapshot(tmp_path / "plain")
-    # The images are of the average, not of the generator itself.
-    checkpoint = read(whole.folder / "checkpoint.pt")
-    ema = script.Generator(width=8, latent_dim=16)
-    ema.load_state_dict(checkpoint["ema"])
-    script.reseed(42, "generate")
-    expected = script.sample(ema, torch.randn(256, 16))[0, 0].numpy()
-    assert np.abs(np.array(Image.open(tmp_path / "plain" / "00000.png"), int) - expected).max() <= 1
-    assert not torch.equal(
-        checkpoint["ema"]["synthesis.constant"], checkpoint["generator"]["synthesis.constant"]
-    )
-
-
-def test_stylegan_images_of_other_sizes(script, tmp_path, monkeypatch, capsys):
-    faces = script.read_images("faces", ROOT / "data", 32)
-    assert faces.shape[1:] == (3, 32, 32)
-    whole = script.read_sheets(ROOT / "data/faces", "train_00.webp")
-    assert (faces[0].float() - nn.functional.avg_pool2d(whole[0].float(), 2)).abs().mean() < 6
-    digits = script.read_images("mnist", ROOT / "data", 32)
-    assert torch.equal(digits[5, 0, 2:-2, 2:-2], torchvision.datasets.MNIST(ROOT / "data").data[5])
-    fails(script, ["--dataset", "celeba", "--data-dir", tmp_path], capsys, "--data-dir", "img_align_celeba")
-    monkeypatch.chdir(tmp_path)
-    Path("pictures").mkdir()
-    for number in range(8):
-        Image.new("RGB", (90, 70), (30 * number, 99, 0)).save(f"pictures/{number}.png")
-    flags = [
-        "--dataset",
-        "folder",
-        "--data-dir",
-        "pictures",
-        "--width",
-        "4",
-        "--latent-dim",
-        "8",
-        "--device",
-        "cpu",
-    ]
-    script.main([*flags, "--batch-size", "4", "--max-steps", "1", "--out-dir", "run"])
-    with Image.open("run/mixing.png") as image:
-        assert (image.size, image.mode) == ((7 * 66 + 2, 7 * 66 + 2), "RGB")
-    settings = read("run/checkpoint.pt")["settings"]
-    assert (settings["image_size"], settings["r1_weight"]) == (64, 10)
-    for dataset, expected in {"faces": (64, 30, 16), "celeba": (64, 5, 32), "mnist": (32, 5, 32)}.items():
-        args = types.SimpleNamespace(**script.load_checkpoint("run/checkpoint.pt")["settings"])
-        args.dataset, args.image_size, args.epochs, args.width = dataset, None, None, None
-        script.fill_in(args)
-        assert (args.image_size, args.epochs, args.width) == expected
-
-
 # %% fid
 
 
@@ -3119,55 +2626,6 @@ def test_benchmark_gives_translators_what_they_have(monkeypatch):
         assert numbers == expected
 
 
-def test_benchmark_learns(tmp_path, monkeypatch):
-    """What is measured is what the script, or the loop of tutorials, has learned when the time is over."""
-    kept, players, drawn, targets, penalties = [], [], [], [], []
-    original, original_generated, r1 = benchmark.tutorial, benchmark.claims.generated, stylegan.r1_penalty
-
-    def tutorial(*args):
-        player, step = original(*args)
-        players.append(player)
-        player.generator.register_forward_pre_hook(lambda _, args: drawn.append(args[0].abs().max().item()))
-        return player, step
-
-    def generated(script, checkpoint, count, device):
-        kept.append(read(checkpoint))
-        images, _ = original_generated(script, checkpoint, count, device)
-        assert images.shape[:2] == (count, 1)
-        return count, device
-
-    class Noting(nn.BCELoss):
-        def forward(self, probability, target):
-            targets.append(target.mean().item())
-            return super().forward(probability, target)
-
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(benchmark, "tutorial", tutorial)
-    monkeypatch.setattr(nn, "BCELoss", Noting)
-    monkeypatch.setattr(stylegan, "r1_penalty", lambda *args: penalties.append(1) or r1(*args))
-    monkeypatch.setattr(benchmark.claims, "generated", generated)
-    figures = {"distance": 7.0, "recall": 0.5, "class_accuracy": None}
-    monkeypatch.setattr(benchmark.claims, "Judge", lambda *args: lambda *_: figures)
-    flags, loops = ["--seed", "43"], []
-    for who in ("script", "tutorial"):
-        row = benchmark.learned(("stylegan", who, flags, 0.2, 10, "cpu"))
-        loops.append(int(row.pop("steps").replace(",", "")))
-        assert loops[-1] > 0
-        assert float(row.pop("minutes")) < 1
-        assert row == {"script": "stylegan.py", "loop": who, "distance": "7.0", "recall": "0.500"}
-    argv = [*flags, "--dataset", "mnist", "--device", "cpu", "--out-dir", str(tmp_path / "run")]
-    stylegan.main([*argv, "--max-steps", str(loops[0])])
-    assert_same_bits(kept[0]["ema"], read(tmp_path / "run" / "checkpoint.pt")["ema"])
-    assert_same_bits(kept[1]["ema"], dict(players[0].ema.state_dict()))
-    assert max(drawn) > 2  # noise as --generate draws it
-    assert targets == [1.0, 0.0, 1.0] * loops[1]
-    first = math.ceil(loops[0] / 10)  # the script's, in each tenth step; one more for the checkpoint
-    assert len(penalties) == 2 * first + 1 + loops[1]
-    # One that is done in less time.
-    row = benchmark.learned(("stylegan", "script", ["--max-steps", "2"], 100.0, 10, "cpu"))
-    assert (row["steps"], row["minutes"]) == ("2", "0.0")
-
-
 # %% export
 
 
@@ -3189,7 +2647,7 @@ def test_exported_generator(script, whole, small_data, tmp_path, monkeypatch, ca
     export.main([str(checkpoint), str(small)])
     size = small.stat().st_size
     assert capsys.readouterr().out == f"the generator of {script.SCRIPT}.py, {size / 1e6:.1f} MB\n"
-    content, network = read(small), "ema" if script is stylegan else "generator"
+    content, network = read(small), "generator"
     assert {*content} == {"script", "settings", network}
     assert str(small_data.parent.parent) not in str(content["settings"])
     for name, weights in read(checkpoint)[network].items():
@@ -3217,7 +2675,7 @@ def test_exported_generator(script, whole, small_data, tmp_path, monkeypatch, ca
 
 def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
     (tmp_path / "bad.pt").write_bytes(b"no")
-    torch.save({"script": "stylegan", "settings": {}}, tmp_path / "half.pt")
+    torch.save({"script": "pix2pix", "settings": {}}, tmp_path / "half.pt")
     for name in ("none.pt", "bad.pt", "half.pt"):
         with pytest.raises(SystemExit, match="2"):
             export.main([str(tmp_path / name), str(tmp_path / "new.pt")])
@@ -3226,11 +2684,11 @@ def test_export_refuses_what_is_no_checkpoint(tmp_path, capsys):
     assert not (tmp_path / "new.pt").exists()
 
 
-def test_strip(watch, tmp_path, capsys):
+def test_strip(tmp_path, capsys):
     """Blocks of the first nine samples, in the order of README.md, whatever that of the files is."""
-    names, sides = ("dcgan64_celeba", "stylegan"), (64, 32)
-    shutil.copy(ROOT / "pretrained/dcgan64_celeba.pt", tmp_path)
-    export.main([str(watch(stylegan).folder / "checkpoint.pt"), str(tmp_path / "stylegan.pt")])
+    names, sides = ("dcgan32_wgan_sn", "dcgan64_celeba"), (32, 64)
+    for name in names:
+        shutil.copy(ROOT / f"pretrained/{name}.pt", tmp_path)
     for name in reversed(names):
         argv = ["--generate", "9", "--checkpoint", str(tmp_path / f"{name}.pt")]
         importlib.import_module(name).main([*argv, "--out-dir", str(tmp_path / name)])
@@ -3250,7 +2708,7 @@ def test_strip(watch, tmp_path, capsys):
         square = strip.block([Image.new("RGB", (size, size), "red")] * 9)
         assert (red, (255, 0, 0)) in square.getcolors()
     with pytest.raises(SystemExit, match="2"):
-        strip.main([str(tmp_path / "stylegan"), "none.png"])
+        strip.main([str(tmp_path / "dcgan64_celeba"), "none.png"])
     assert "has no file NAME.pt" in capsys.readouterr().err
 
 
