@@ -607,7 +607,7 @@ def read_pictures(pictures, size, half=None):
         decoded = dict(zip(pictures, [*tqdm(loader, "decoding", disable=not pictures)]))
         names = [name for name in pictures if decoded[name] is not None]
         if not names:
-            fail(f"too few pictures that can be read; give a folder with more {', '.join(SUFFIXES)}")
+            fail(f"too few pictures to read; give a folder with more {', '.join(SUFFIXES)}")
         damaged = [name for name in pictures if decoded[name] is None]
         if damaged:
             print(f"{len(damaged)} pictures cannot be read: {', '.join(damaged[:5])}", flush=True)
