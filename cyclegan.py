@@ -8,26 +8,26 @@
                  └──► D_B ──► real?                          └──► D_A ──► real?
 
 pix2pix.py learns from pairs. But who has a photograph of a horse, and of the same horse as a zebra? Often
-there are only two sets of pictures, A and B. D_B can tell whether G_AB(a) looks like a picture of B. Yet that
-does not tie it to a: a G_AB that turned every 7 into a perfect 3 would pass. So CycleGAN trains a second
+there are only two sets of pictures, A and B. D_B can tell whether G_AB(a) looks like a picture of B, but it
+never sees a: a G_AB that answered each outline with some other digit would pass. So CycleGAN trains a second
 generator, which goes the other way, and asks that a picture survive the journey there and back:
 
     L_G = E[(D_B(G_AB(a)) - 1)^2] + E[(D_A(G_BA(b)) - 1)^2]
         + 10 (E|G_BA(G_AB(a)) - a| + E|G_AB(G_BA(b)) - b|)
     L_D = 1/2 E[(D_B(b) - 1)^2] + 1/2 E[D_B(G_AB(a))^2] + the same for D_A
 
-Even so, nothing says that a 7 must stay a 7: G_AB could draw 3s for 7s and G_BA 7s for 3s. We trust that for
-convolutions it is easiest to leave a stroke where it is. And the two can cheat: one hides a faint message
-that the other decodes. New against pix2pix.py are also the squares in place of the cross-entropy, instance
-normalisation, residual blocks in place of skips, and a pool of older fakes, so that no D forgets them.
+Even so, nothing forces a 7 to stay a 7: G_AB could swap 3s and 7s, and G_BA could swap them back. But leaving
+strokes where they are is easier for a convolution. And the generators can cheat: what a picture of A cannot
+show, G_BA hides in it as faint noise, and G_AB reads it there. New, too, are the squared errors, steadier
+than a cross-entropy; instance normalisation; and a pool of older fakes, so that no old trick works twice.
 
-What to watch: samples/, rows of a, G_AB(a), the target, and a again; below, the same from b. The targets are
-known because A is made from B, but in training A and B come from different digits. Evenly matched players
-keep all of g_ab, g_ba, d_a and d_b near 0.25. Try --cycle-weight 0 --epochs 1: what do outlines become now?
+What to watch: samples/, rows of a, G_AB(a), the target, a again; then the same from b. Targets are known,
+since A is made from B here, but training never sees a pair. Players that are evenly matched give all scores
+1/2, and keep g_ab, g_ba, d_a and d_b at 0.25. Try --cycle-weight 0 --epochs 1: what do outlines become now?
 
-Papers: Zhu et al. 2017, arXiv 1703.10593; Mao et al. 2016, 1611.04076 (squares); Shrivastava et al. 2016,
-1612.07828 (pool); Chu et al. 2017, 1712.02950 (messages). Departures: small pictures, no random crops, half
-the channels in G, fewer blocks, smaller patches, batches of 16, a pool of 50 batches instead of 50 images.
+Papers: Zhu et al. 2017, arXiv 1703.10593, where A, B, G_AB, G_BA are X, Y, G, F; Mao et al. 2016, 1611.04076
+(squares); Shrivastava et al. 2016, 1612.07828 (pool); Chu et al. 2017, 1712.02950 (cheating). Departures:
+small pictures, networks and patches; 4 epochs, not 200; batches of 16; a pool of 50 batches, not 50 images.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def add_flags(add):
     add("--width", type=count, default=32, help="channels of G's first layer; other layers have more")
     tasks = ["outline", "mosaic", "grey", "lines", "glasses"]
     add("--task", choices=tasks, help="how A is made from B; None: lines for faces, outline for digits")
-    add("--direction", choices=["a2b", "b2a"], default="a2b", help="of --generate and --translate")
+    add("--direction", choices=["a2b", "b2a"], default="a2b", help="for --generate and --translate")
     add("--image-size", type=int, choices=[32, 64, 128, 256], help="pixels; None: 32 for digits, else 64")
     add("--decay", type=non_negative, default=0.5, help="share of the run in which the rates fall to 0")
     add("--epochs", type=count, default=4, help="passes over the larger of A and B")
@@ -97,9 +97,9 @@ def add_flags(add):
     add("--batch-size", type=count, default=16, help="pictures of A, and of B, per step")
     names = ["mnist", "fashion_mnist", "faces", "folder"]
     add("--dataset", choices=names, default="mnist", help="folder: your own A and B; with --task, your own B")
-    add("--data-dir", default="data", help="where it is; of folder: trainA and trainB, A and B, or train")
-    add("--folder-a", metavar="FOLDER", help="of --dataset folder: the pictures A, if they are elsewhere")
-    add("--folder-b", metavar="FOLDER", help="of --dataset folder: the pictures B")
+    add("--data-dir", default="data", help="where it is; folder: has trainA and trainB, A and B, or train")
+    add("--folder-a", metavar="FOLDER", help="with --dataset folder: A, wherever it is")
+    add("--folder-b", metavar="FOLDER", help="with --dataset folder: B, wherever it is")
     add("--limit", type=count, metavar="N", help="use N pictures only, for a quick look")
     add("--fid-every", type=count, metavar="K", help="every K epochs, measure test pictures with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
@@ -118,7 +118,7 @@ NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
 
 
 class Reflect(nn.Module):
-    """Maps (N, C, H, W) with mirrored borders: nn.ReflectionPad2d, but reproducible on CUDA."""
+    """Mirrors (N, C, H, W) at its borders: nn.ReflectionPad2d, but with gradients that CUDA can reproduce."""
 
     def __init__(self, pixels):
         super().__init__()
@@ -131,7 +131,7 @@ class Reflect(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x (N, width, H, W), and added to it two convolutions of x: what has to change, not the whole."""
+    """x + f(x), for x (N, width, H, W): the two convolutions in f need to learn only what should change."""
 
     def __init__(self, width, norm):
         super().__init__()
@@ -150,10 +150,10 @@ class ResidualBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Pictures (N, in_channels, S, S) to pictures (N, out_channels, S, S) in [-1, 1]; 4 divides S.
+    """Pictures (N, in_channels, S, S) to pictures (N, out_channels, S, S) in [-1, 1]; S is a multiple of 4.
 
-    Instance normalisation gives each map of each picture a mean of 0 and a deviation of 1. The shapes below
-    are for 32x32 pixels and width 32.
+    Instance normalisation gives each map of each picture a mean of 0 and a deviation of 1, whatever else is
+    in the batch. The shapes below are for 32x32 pixels and width 32.
     """
 
     def __init__(self, in_channels, out_channels, width=32, blocks=4, norm="instance"):
@@ -187,22 +187,22 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A PatchGAN: pictures (N, channels, H, W) to logits (N, 1, h, w), one for each of h x w patches.
+    """A PatchGAN: pictures (N, channels, H, W) to scores (N, 1, h, w), one for each patch; 1 means real.
 
     No layer looks at the whole picture. A patch has 9 * 2^layers - 2 pixels a side: 16, 34 or 70. The shapes
     below are for 32x32 pixels and one layer.
     """
 
-    def __init__(self, channels=2, width=64, layers=1, norm="batch"):
+    def __init__(self, channels, width=64, layers=1, norm="instance"):
         super().__init__()
-        blocks = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]  # (N, 64, 16, 16)
+        modules = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]  # (N, 64, 16, 16)
         inputs = width
         for level in range(1, layers + 1):
-            outputs, stride = min(2 * inputs, 8 * width), 2 if level < layers else 1
-            blocks += [nn.Conv2d(inputs, outputs, 4, stride, padding=1, bias=False)]  # (N, 128, 15, 15)
-            blocks += [NORMS[norm](outputs), nn.LeakyReLU(0.2)]
-            inputs = outputs
-        self.layers = nn.Sequential(*blocks, nn.Conv2d(inputs, 1, 4, padding=1))  # (N, 1, 14, 14)
+            stride = 2 if level < layers else 1  # the last one does not halve
+            modules += [nn.Conv2d(inputs, 2 * inputs, 4, stride, padding=1, bias=False)]  # (N, 128, 15, 15)
+            modules += [NORMS[norm](2 * inputs), nn.LeakyReLU(0.2)]
+            inputs = 2 * inputs
+        self.layers = nn.Sequential(*modules, nn.Conv2d(inputs, 1, 4, padding=1))  # (N, 1, 14, 14)
 
     def forward(self, images):
         return self.layers(images)
@@ -222,7 +222,7 @@ def init_weights(module):
 
 
 def discriminator_loss(real_scores, fake_scores):
-    """A half of L_D: 1/2 E[(D(b) - 1)^2] + 1/2 E[D(G(a))^2], means over pictures and patches."""
+    """L_D of one D: 1/2 E[(D(b) - 1)^2] + 1/2 E[D(G(a))^2], means over pictures and patches."""
     return ((real_scores - 1).square().mean() + fake_scores.square().mean()) / 2
 
 
@@ -279,10 +279,12 @@ class ImagePool(nn.Module):
 def train_step(
     generator, discriminator, pool, optimizer_g, optimizer_d, a, b, cycle_weight, identity_weight, precision
 ):
-    """One step of both G, then of both D, on pictures a and b (N, C, S, S) in [-1, 1]. Returns the metrics.
+    """One step of both generators, then of both discriminators, on pictures a and b (N, C, S, S) in [-1, 1].
 
-    `generator` holds the networks "ab" and "ba"; `discriminator` and `pool` hold "a" and "b".
+    `generator` holds G_AB and G_BA as "ab" and "ba"; `discriminator` and `pool` hold "a" and "b". Returns the
+    metrics.
     """
+    ab, ba = generator["ab"], generator["ba"]
 
     def run(network, images):
         with torch.autocast(a.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -290,24 +292,24 @@ def train_step(
 
     # The generators learn to fool the discriminators, which are frozen now, and to undo each other.
     discriminator.requires_grad_(False)
-    fake_b, fake_a = run(generator["ab"], a), run(generator["ba"], b)
+    fake_b, fake_a = run(ab, a), run(ba, b)
     g_ab = generator_loss(run(discriminator["b"], fake_b))
     g_ba = generator_loss(run(discriminator["a"], fake_a))
-    cycle_a = l1_loss(run(generator["ba"], fake_b), a)
-    cycle_b = l1_loss(run(generator["ab"], fake_a), b)
+    cycle_a = l1_loss(run(ba, fake_b), a)
+    cycle_b = l1_loss(run(ab, fake_a), b)
     identity = torch.zeros_like(cycle_a)
     if identity_weight:  # what is in B already should stay as it is
-        identity = l1_loss(run(generator["ab"], b), b) + l1_loss(run(generator["ba"], a), a)
+        identity = l1_loss(run(ab, b), b) + l1_loss(run(ba, a), a)
     g_loss = g_ab + g_ba + cycle_weight * (cycle_a + cycle_b) + identity_weight * identity
     optimizer_g.zero_grad()
     g_loss.backward()
     optimizer_g.step()
     discriminator.requires_grad_(True)
 
-    # The discriminators learn to tell real from fake, new or from the pool. Detached: no gradient for G.
-    old_a, old_b = pool["a"].query(fake_a.detach()), pool["b"].query(fake_b.detach())
-    d_a = discriminator_loss(run(discriminator["a"], a), run(discriminator["a"], old_a))
-    d_b = discriminator_loss(run(discriminator["b"], b), run(discriminator["b"], old_b))
+    # The discriminators learn to tell real from fake. Half of the fakes are older; detached, none reaches G.
+    shown_a, shown_b = pool["a"].query(fake_a.detach()), pool["b"].query(fake_b.detach())
+    d_a = discriminator_loss(run(discriminator["a"], a), run(discriminator["a"], shown_a))
+    d_b = discriminator_loss(run(discriminator["b"], b), run(discriminator["b"], shown_b))
     optimizer_d.zero_grad()
     (d_a + d_b).backward()
     optimizer_d.step()
@@ -363,7 +365,7 @@ def build(args):
     }
 
 
-def shuffle(pictures, total):
+def shuffled_rows(pictures, total):
     """`total` row numbers of pictures: all of them in random order, then again, in another, and so on."""
     orders = [torch.randperm(len(pictures)) for _ in range(math.ceil(total / len(pictures)))]
     return torch.cat(orders)[:total].to(pictures.device)
@@ -373,8 +375,8 @@ def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
     check(args)
     domains, _ = load_domains(args, train=True)
-    tests, names = load_domains(args, train=False)
-    paired = names["a"] == names["b"]  # then they are targets of each other
+    test, names = load_domains(args, train=False)
+    paired = names["a"] == names["b"]  # then each a is the target of its b, and b of a
     a, b = domains["a"].to(args.device), domains["b"].to(args.device)
     batch_size = min(args.batch_size, len(a), len(b))
     parts = build(args)
@@ -397,11 +399,11 @@ def train(args):
     steps = max(len(a), len(b)) // batch_size
     for epoch in range(len(history) + 1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
-        batches_a = shuffle(a, steps * batch_size).split(batch_size)
-        batches_b = shuffle(b, steps * batch_size).split(batch_size)
+        batches_a = shuffled_rows(a, steps * batch_size).split(batch_size)
+        batches_b = shuffled_rows(b, steps * batch_size).split(batch_size)
         metrics, start = [], time.perf_counter()
         for number in tqdm(range(steps), f"epoch {epoch}", leave=False):
-            left = 1 - (epoch - 1 + number / steps) / args.epochs  # share of the run
+            left = 1 - (epoch - 1 + number / steps) / args.epochs  # the share to come
             for name, rate in ("optimizer_g", args.lr_g), ("optimizer_d", args.lr_d):
                 parts[name].param_groups[0]["lr"] = rate * min(1, left / max(args.decay, 1e-9))
             batch = {"a": a[batches_a[number]] / 127.5 - 1, "b": b[batches_b[number]] / 127.5 - 1}
@@ -409,15 +411,15 @@ def train(args):
 
         means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}
         if paired:
-            means |= measure(generator, tests)
+            means |= measure(generator, test)
         history.append({"epoch": epoch} | means)
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
-        draw(generator, tests, paired, folder, epoch)
+        draw(generator, test, paired, folder, epoch)
         plot(history, folder)
         if args.fid_every and epoch % args.fid_every == 0:
-            total = min(10_000, len(tests["a"]))
-            fid.track(judge, lambda n: sample(generator["ab"], tests["a"][:n] / 255), folder, epoch, total)
+            total = min(10_000, len(test["a"]))
+            fid.track(judge, lambda n: sample(generator["ab"], test["a"][:n] / 255), folder, epoch, total)
         save(parts, history, folder, args)
 
 
@@ -440,17 +442,17 @@ def sample(generator, images):
     return outputs / 2 + 0.5
 
 
-def measure(generator, tests):
+def measure(generator, test):
     """The mean difference of test pictures from their targets, in both directions, from 0 to 1."""
-    a, b = tests["a"][:1000] / 255, tests["b"][:1000] / 255
+    a, b = test["a"][:1000] / 255, test["b"][:1000] / 255
     a2b_error, b2a_error = l1_loss(sample(generator["ab"], a), b), l1_loss(sample(generator["ba"], b), a)
     return {"a2b_error": a2b_error.item(), "b2a_error": b2a_error.item()}
 
 
-def draw(generator, tests, paired, folder, epoch):
+def draw(generator, test, paired, folder, epoch):
     """Write samples: rows of a, G_AB(a), the target if it is known, a again, and the same from b; a film."""
-    shown = min(10, len(tests["a"]), len(tests["b"]))
-    a, b = tests["a"][:shown] / 255, tests["b"][:shown] / 255
+    shown = min(10, len(test["a"]), len(test["b"]))
+    a, b = test["a"][:shown] / 255, test["b"][:shown] / 255
     fake_b, fake_a = sample(generator["ab"], a), sample(generator["ba"], b)
     from_a, from_b = (
         [a, fake_b, sample(generator["ba"], fake_b)],
@@ -459,7 +461,7 @@ def draw(generator, tests, paired, folder, epoch):
     if paired:
         from_a.insert(2, b)
         from_b.insert(2, a)
-    grid = in_colour(*from_a, torch.ones_like(a), *from_b)  # with a white row between them
+    grid = in_colour(*from_a, torch.zeros_like(a), *from_b)  # an empty row between them
     save_image(grid, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=shown)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
@@ -520,7 +522,7 @@ def load_checkpoint(path, **modules):
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
@@ -538,14 +540,15 @@ def load_generator(path, device="cpu", direction="a2b"):
 def count_channels(args):
     """The channels of A and of B: 1 if they are grey, 3 if they have colours."""
     b = 1 if "mnist" in args.dataset else 3
-    return 1 if args.task in ("outline", "grey", "lines") else b, b
+    a = 1 if args.task in ("outline", "grey", "lines") else b
+    return a, b
 
 
 def make_a(task, b):
     """Pictures A made from pictures B, bytes (N, C, S, S).
 
-    mosaic: 8x8 blocks, each the mean of its pixels. outline: a ring of one pixel around what is bright. grey:
-    the mean of the channels. outline and grey have one channel.
+    mosaic: a grid of 8x8 blocks, each filled with its mean. outline: a ring of one pixel around what is
+    bright. grey: the mean of the channels. outline and grey have one channel.
     """
     chunks = []
     for chunk in b.split(1000):  # floats are four times as large as bytes
@@ -561,9 +564,9 @@ def make_a(task, b):
 
 
 def load_domains(args, train):
-    """A and B as bytes (N, C, size, size), for training or for testing, and their names, each by "a" and "b".
+    """Two dicts with the keys "a" and "b": pictures as bytes (N, C, size, size), and their names.
 
-    If A is made from B, those for testing are pairs, but those for training have no picture in common.
+    Where A is made from B, pictures for testing are pairs, but those for training have nothing in common.
     """
     part = "train" if train else "test"
     if args.dataset == "folder":
@@ -579,7 +582,7 @@ def load_domains(args, train):
         domains["a"] = fit(read_sheets(args, f"{part}_??_lines.webp")[rows, :1], args.image_size)
     elif args.task:
         domains["a"] = make_a(args.task, domains["b"])
-    if args.task and train:
+    if args.task and train:  # A from every second picture, and B from the others
         domains = {"a": domains["a"][0::2], "b": domains["b"][1::2]}
     return domains, names
 
@@ -607,7 +610,7 @@ def read_dataset(args, train=True):
     dataset_class = getattr(datasets, names[args.dataset])
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
@@ -671,7 +674,7 @@ def decode(path, size, half):
             middle = image.width // 2
             image = image.crop((half * middle, 0, half * middle + middle, image.height))
         return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    except Exception:  # of many types
+    except Exception:  # many types are possible
         return None
 
 
@@ -722,7 +725,8 @@ def read_folders(args, train):
         pictures = list_pictures(folder)
         chosen = [*pictures]
         if folders == others:  # one name in ten is for testing, always the same ones
-            chosen = [name for name in chosen if (zlib.crc32(name.encode()) % 10 == 0) != train]
+            for_testing = {name for name in chosen if zlib.crc32(name.encode()) % 10 == 0}
+            chosen = [name for name in chosen if (name in for_testing) != train]
         pictures = {name: pictures[name] for name in choose(chosen, args)}
         half = "ab".index(side) if folders[0] == folders[1] and not args.task else None
         domains[side], names[side] = read_pictures(pictures, args.image_size, half)
@@ -747,7 +751,7 @@ def parse_args(argv=None):
     else:
         size = args.image_size or (32 if "mnist" in args.dataset else 64)
         task = {"faces": "lines", "folder": None}.get(args.dataset, "outline")
-        patch_layers = {32: 1, 64: 2, 128: 3, 256: 3}[size]  # a patch is about half as wide as the picture
+        patch_layers = {32: 1, 64: 2, 128: 3, 256: 3}[size]  # about half of the picture, at most 70 pixels
         blocks = {32: 4, 64: 4, 128: 6, 256: 9}[size]
         parser.set_defaults(image_size=size, task=task, patch_layers=patch_layers, blocks=blocks)
     args = parser.parse_args(argv)  # with the new defaults
@@ -757,7 +761,7 @@ def parse_args(argv=None):
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # of many types
+    except Exception:  # many types are possible
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 

@@ -95,9 +95,9 @@ def add_flags(add):
     add("--batch-size", type=count, default=32, help="pairs per step")
     names = ["mnist", "fashion_mnist", "faces", "folder"]
     add("--dataset", choices=names, default="mnist", help="folder: your own A and B; with --task, your own B")
-    add("--data-dir", default="data", help="where it is; of folder: trainA and trainB, A and B, or train")
-    add("--folder-a", metavar="FOLDER", help="of --dataset folder: the pictures A, if they are elsewhere")
-    add("--folder-b", metavar="FOLDER", help="of --dataset folder: the pictures B, by the same names")
+    add("--data-dir", default="data", help="where it is; folder: has trainA and trainB, A and B, or train")
+    add("--folder-a", metavar="FOLDER", help="with --dataset folder: A, wherever it is")
+    add("--folder-b", metavar="FOLDER", help="with --dataset folder: B, with the same names")
     add("--limit", type=count, metavar="N", help="use N pairs only, for a quick look")
     add("--fid-every", type=count, metavar="K", help="every K epochs, measure test pictures with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
@@ -189,14 +189,14 @@ class Discriminator(nn.Module):
 
     def __init__(self, channels=2, width=64, layers=1, norm="batch"):
         super().__init__()
-        blocks = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]  # (N, 64, 16, 16)
+        modules = [nn.Conv2d(channels, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]  # (N, 64, 16, 16)
         inputs = width
         for level in range(1, layers + 1):
-            outputs, stride = min(2 * inputs, 8 * width), 2 if level < layers else 1
-            blocks += [nn.Conv2d(inputs, outputs, 4, stride, padding=1, bias=False)]  # (N, 128, 15, 15)
-            blocks += [NORMS[norm](outputs), nn.LeakyReLU(0.2)]
-            inputs = outputs
-        self.layers = nn.Sequential(*blocks, nn.Conv2d(inputs, 1, 4, padding=1))  # (N, 1, 14, 14)
+            stride = 2 if level < layers else 1  # the last one does not halve
+            modules += [nn.Conv2d(inputs, 2 * inputs, 4, stride, padding=1, bias=False)]  # (N, 128, 15, 15)
+            modules += [NORMS[norm](2 * inputs), nn.LeakyReLU(0.2)]
+            inputs = 2 * inputs
+        self.layers = nn.Sequential(*modules, nn.Conv2d(inputs, 1, 4, padding=1))  # (N, 1, 14, 14)
 
     def forward(self, images):
         return self.layers(images)
@@ -339,7 +339,7 @@ def train(args):
         batches = order.split(batch_size)[: len(b) // batch_size]  # whole ones only
         metrics, start = [], time.perf_counter()
         for number, batch in enumerate(tqdm(batches, f"epoch {epoch}", leave=False)):
-            left = 1 - (epoch - 1 + number / len(batches)) / args.epochs  # share of the run
+            left = 1 - (epoch - 1 + number / len(batches)) / args.epochs  # the share to come
             for name, rate in ("optimizer_g", args.lr_g), ("optimizer_d", args.lr_d):
                 parts[name].param_groups[0]["lr"] = rate * min(1, left / max(args.decay, 1e-9))
             pair = {"a": a[batch] / 127.5 - 1, "b": b[batch] / 127.5 - 1}
@@ -458,7 +458,7 @@ def load_checkpoint(path, **modules):
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
@@ -483,8 +483,8 @@ def count_channels(args):
 def make_a(task, b):
     """Pictures A made from pictures B, bytes (N, C, S, S).
 
-    mosaic: 8x8 blocks, each the mean of its pixels. outline: a ring of one pixel around what is bright. grey:
-    the mean of the channels. outline and grey have one channel.
+    mosaic: a grid of 8x8 blocks, each filled with its mean. outline: a ring of one pixel around what is
+    bright. grey: the mean of the channels. outline and grey have one channel.
     """
     chunks = []
     for chunk in b.split(1000):  # floats are four times as large as bytes
@@ -527,7 +527,7 @@ def read_dataset(args, train=True):
     dataset_class = getattr(datasets, names[args.dataset])
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
@@ -591,7 +591,7 @@ def decode(path, size, half):
             middle = image.width // 2
             image = image.crop((half * middle, 0, half * middle + middle, image.height))
         return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    except Exception:  # of many types
+    except Exception:  # many types are possible
         return None
 
 
@@ -671,7 +671,7 @@ def parse_args(argv=None):
     else:
         size = args.image_size or (32 if "mnist" in args.dataset else 64)
         task = {"faces": "lines", "folder": None}.get(args.dataset, "mosaic")
-        patch_layers = {32: 1, 64: 2, 128: 3, 256: 3}[size]  # a patch is about half as wide as the picture
+        patch_layers = {32: 1, 64: 2, 128: 3, 256: 3}[size]  # about half of the picture, at most 70 pixels
         parser.set_defaults(image_size=size, task=task, patch_layers=patch_layers)
     args = parser.parse_args(argv)  # with the new defaults
     if args.fid_every and not Path(__file__).with_name("fid.py").exists():
@@ -680,7 +680,7 @@ def parse_args(argv=None):
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # of many types
+    except Exception:  # many types are possible
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 

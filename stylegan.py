@@ -12,22 +12,24 @@ Until now, z entered at the first layer, which had to settle the whole image at 
 and every layer hears from z. A mapping network turns z into w. In each layer, an affine map of its own turns
 w into a style y = A w + b: a scale and a shift for each feature map x_i.
 
-    AdaIN(x_i, y) = (1 + y_scale,i) (x_i - mean(x_i)) / std(x_i) + y_shift,i
+    AdaIN(x_i, y) = (1 + y_scale[i]) (x_i - mean(x_i)) / std(x_i) + y_shift[i]
 
-AdaIN wipes each map's mean and contrast, and the style sets new ones: a volume knob for each feature. So a
-style lasts until the next layer: shapes are decided at 4x4, and colours at 32x32. Why w, and not z itself?
-No old face wears a cap, but a Gaussian has no hole there. W can.
+AdaIN wipes each map's mean and contrast, and the style sets new ones: a volume knob for each feature. The
+next AdaIN wipes them again, so a style directs one layer alone: shapes at low resolution, and colours and
+details at high resolution. Why w, and not z? Say no old face in the data wears a cap. A Gaussian has no hole
+where "old, with a cap" would be, so G would have to bend Z around it. W can leave that corner empty.
 
-L_D and L_G are those of vanilla_gan.py. R1, gamma / 2 E|grad_x D(x)|^2, keeps D, before its sigmoid, flat at
-real images. To save time, R1 runs every tenth step at ten times the weight. Six ideas stand by their code.
+R1 adds gamma / 2 E|grad_x logit(x)|^2 to the loss of D that vanilla_gan.py has, to keep D flat at real
+images. Six more ideas have a comment where they are used, from equalised learning rates to style mixing.
 
-What to watch: mixing.png. Each pair of rows takes its coarse, middle or fine styles from the images at the
-top, and the others from the left. interpolation.png has arcs in Z above lines in W: which make detours?
-Try the last command with --truncation 1, 0.5 and 0. What do the faces gain, and what do they lose?
+What to watch: mixing.png, where pairs of rows take coarse, middle and fine styles from the images at the top,
+and the others from the left; and interpolation.png, where an arc in Z is above a line in W between the same
+two images. Which passes through features that neither has? Try --truncation 1, 0.5 and 0 in the command
+above: what do these cartoon faces gain, and what do they lose?
 
 Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196; Mescheder et al. 2018, 1801.04406. Departures:
-full size from the start; rates of 2e-3; a constant from N(0, 1); D halves maps before a second convolution;
-G reuses D's fakes; lazy R1 (StyleGAN2, 1912.04958) without rescaling Adam's rate and betas by K / (K + 1).
+no progressive growing; small networks; a constant from N(0, 1); D halves maps before a second convolution;
+G reuses D's fakes; R1 in every tenth step (StyleGAN2, 1912.04958), without rescaling Adam for that.
 """
 
 import argparse
@@ -81,12 +83,20 @@ def count(text):
 
 def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
-    add("--mapping-layers", type=int, default=8, choices=range(9), help="layers from z to w; 0: w is z")
+    add(
+        "--mapping-layers",
+        type=int,
+        default=8,
+        choices=range(9),
+        help="layers from z to w; 0: w is z, scaled",
+    )
     add("--mixing", type=non_negative, default=0.9, help="share of training's fakes that have two w, 0 to 1")
     add("--no-noise", action="store_true", help="no noise in the layers")
     add("--r1-weight", type=non_negative, default=10.0, help="gamma, the weight of R1")
-    add("--r1-every", type=count, default=10, metavar="K", help="R1 in each Kth step only, K times as strong")
-    add("--ema-images", type=count, default=10_000, help="images until old weights count half in the average")
+    add(
+        "--r1-every", type=count, default=10, metavar="K", help="R1 only in every Kth step, K times as strong"
+    )
+    add("--ema-images", type=count, default=10_000, help="half-life of the weights' average, in images")
     add("--truncation", type=non_negative, help="psi, for --generate: below 1, w moves to its mean; None: 1")
     add("--image-size", type=int, default=32, choices=[32, 64, 128, 256], help="faces, celeba, folder: 64")
     add("--width", type=count, default=32, help="channels at full size, up to 4 times that below; faces: 16")
@@ -117,9 +127,9 @@ GAIN = math.sqrt(2)  # keeps activations at about the same size through a LeakyR
 class EqualLinear(nn.Module):
     """(N, inputs) to (N, outputs), with an equalised learning rate.
 
-    Adam moves all weights by about the same amount, so small ones change faster than large ones. Here all are
-    stored at one size, N(0, 1), and each layer scales its own in use. With lr_mul = 0.01 they are stored as
-    N(0, 100^2), and the layer learns a hundred times slower.
+    Adam moves all weights by about the same amount, so small ones change faster for their size. Here all are
+    stored as N(0, 1), and forward multiplies them by the usual 1 / sqrt(inputs). With lr_mul = 0.01 they are
+    stored as N(0, 100^2), and the layer learns a hundred times slower.
     """
 
     def __init__(self, inputs, outputs, gain=1.0, lr_mul=1.0):
@@ -148,7 +158,7 @@ class EqualConv2d(nn.Module):
 
 
 class Blur(nn.Module):
-    """Maps (N, C, H, W), smoothed with [1, 2, 1] / 4 in both directions."""
+    """Smooths feature maps (N, C, H, W) with [1, 2, 1] / 4 in both directions, each map by itself."""
 
     def __init__(self):
         super().__init__()
@@ -161,58 +171,58 @@ class Blur(nn.Module):
 
 
 def adain(x, style):
-    """Maps x (N, C, H, W), given the contrasts (1 + the first half) and means of a style (N, 2C)."""
-    scale, shift = style[:, :, None, None].chunk(2, 1)  # each (N, C, 1, 1)
-    # With a group for each map, group normalisation is instance normalisation.
-    return F.group_norm(x, x.shape[1], eps=1e-8) * (1 + scale) + shift
+    """Normalises each of the maps x (N, C, H, W), then scales and shifts it as its style (N, 2C) says."""
+    y_scale, y_shift = style[:, :, None, None].chunk(2, 1)  # each (N, C, 1, 1)
+    # One group for each map: the same as F.instance_norm, which is slower with channels last.
+    return (1 + y_scale) * F.group_norm(x, x.shape[1], eps=1e-8) + y_shift
 
 
 class StyledLayer(nn.Module):
-    """Maps (N, inputs, H, W) and w (N, latent_dim) to maps (N, outputs, side, side)."""
+    """Feature maps (N, inputs, H, W) and w (N, latent_dim) to feature maps (N, outputs, side, side)."""
 
     def __init__(self, inputs, outputs, latent_dim, side, conv=True, up=False, noise=True):
         super().__init__()
         self.up = nn.Upsample(scale_factor=2) if up else nn.Identity()
         self.conv = EqualConv2d(inputs, outputs, 3, bias=False) if conv else nn.Identity()
-        self.blur = Blur() if up else nn.Identity()  # a doubled pixel is a block of 2x2: smooth its edges
+        self.blur = Blur() if up else nn.Identity()  # hides that each pixel was doubled to a block of 2x2
         self.strength = nn.Parameter(torch.zeros(outputs, 1, 1)) if noise else None
         self.bias = nn.Parameter(torch.zeros(outputs, 1, 1))
         self.style = EqualLinear(latent_dim, 2 * outputs)  # y = A w + b
-        self.register_buffer("noise", torch.randn(1, 1, side, side))
+        self.register_buffer("noise", torch.randn(1, 1, side, side))  # for eval mode
 
     def forward(self, x, w):
         x = self.blur(self.conv(self.up(x)))
         if self.strength is not None:
-            # Where each hair lies is chance, so w need not say it: a random picture is added to every map, at
-            # a strength learned for each. In training each image has its own, in eval mode all have the same.
-            fresh = torch.randn(len(x), 1, *x.shape[2:], device=x.device) if self.training else self.noise
-            x = x + self.strength * fresh
+            # Where a single hair lies is random, and w need not store it. So a random picture is added to all
+            # maps, at a strength that each map learns. In training every image gets a new one.
+            noise = torch.randn(len(x), 1, *x.shape[2:], device=x.device) if self.training else self.noise
+            x = x + self.strength * noise
         return adain(F.leaky_relu(x + self.bias, 0.2), self.style(w))
 
 
 class GroupDeviation(nn.Module):
-    """Minibatch deviation: maps (N, C, H, W), and one more that says how much the images of a group differ.
+    """Minibatch standard deviation: one more map beside (N, C, H, W), of how much a group's images differ.
 
     D judges one image at a time, and would never notice that all fakes are alike. So each group of four
     images gets its standard deviation, averaged over channels and pixels, as a map of a single value.
     """
 
     def forward(self, x):
-        size = next(size for size in (4, 3, 2, 1) if len(x) % size == 0)  # images in a group
-        groups = x.unflatten(0, (size, -1))  # of 8 images, [:, 0] has 0, 2, 4 and 6, and [:, 1] the others
+        images = max(number for number in (1, 2, 3, 4) if len(x) % number == 0)  # in a group
+        groups = x.unflatten(0, (images, -1))  # of 8 images, [:, 0] has 0, 2, 4 and 6, and [:, 1] the others
         deviation = (groups.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))  # one number for each group
-        extra = deviation.repeat(size)[:, None, None, None].expand(-1, 1, *x.shape[2:])  # (N, 1, H, W)
+        extra = deviation.repeat(images).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])  # (N, 1, H, W)
         return torch.cat([x, extra], 1)
 
 
 def channels_at(size, width):
-    """The channels of the maps of each side. Size 32 and width 32: {4: 128, 8: 128, 16: 64, 32: 32}."""
+    """Channels at each resolution; for size 32 and width 32 {4: 128, 8: 128, 16: 64, 32: 32}."""
     sides = [side for side in (4, 8, 16, 32, 64, 128, 256) if side <= size]
     return {side: min(width * size // side, 4 * width) for side in sides}
 
 
 class Mapping(nn.Module):
-    """Noise z (N, latent_dim), scaled to a mean square of 1, to w (N, latent_dim). It learns slowly."""
+    """Noise z (N, latent_dim), scaled to a mean square of 1, to w (N, latent_dim)."""
 
     def __init__(self, latent_dim=128, layers=8):
         super().__init__()
@@ -230,12 +240,12 @@ class Synthesis(nn.Module):
 
     def __init__(self, size=32, width=32, latent_dim=128, channels=1, noise=True):
         super().__init__()
-        maps = channels_at(size, width)
-        self.constant = nn.Parameter(torch.randn(1, maps[4], 4, 4))
-        self.layers = nn.ModuleList()  # two of each side
-        for side, outputs in maps.items():
-            inputs = maps[max(4, side // 2)]
-            up = side > 4  # at 4x4, the constant stands for what was doubled and convolved
+        widths = channels_at(size, width)
+        self.constant = nn.Parameter(torch.randn(1, widths[4], 4, 4))
+        self.layers = nn.ModuleList()  # two at each resolution
+        for side, outputs in widths.items():
+            inputs = widths[max(4, side // 2)]
+            up = side > 4  # at 4x4 there is nothing to double and convolve yet, only the constant
             self.layers.append(StyledLayer(inputs, outputs, latent_dim, side, conv=up, up=up, noise=noise))
             self.layers.append(StyledLayer(outputs, outputs, latent_dim, side, noise=noise))
         self.to_rgb = EqualConv2d(width, channels, 1, gain=1.0)
@@ -244,7 +254,7 @@ class Synthesis(nn.Module):
         x = self.constant.expand(len(ws), -1, -1, -1)  # (N, C, 4, 4)
         for layer, w in zip(self.layers, ws.unbind(1)):
             x = layer(x, w)  # (N, C, 4, 4), (N, C, 4, 4), (N, C, 8, 8), (N, C, 8, 8), ...
-        images = self.to_rgb(x)
+        images = self.to_rgb(x)  # no tanh, as in the paper: D teaches G the range
         return images if self.training else images.clamp(-1, 1)
 
 
@@ -258,8 +268,8 @@ class Generator(nn.Module):
         self.synthesis = Synthesis(size, width, latent_dim, channels, noise=noise)
         self.register_buffer("w_avg", torch.zeros(latent_dim))  # the running mean of w in training
 
-    def styles(self, z, psi=1.0):
-        """The same w for all layers (N, layers, latent_dim).
+    def ws(self, z, psi=1.0):
+        """The w of each z (N, latent_dim), the same for all layers: (N, layers, latent_dim).
 
         Truncation: far from its mean, w was rare in training, and images are often bad. With psi below 1, w
         moves to w_avg + psi (w - w_avg), for better, more ordinary images. The paper spares fine layers.
@@ -268,7 +278,7 @@ class Generator(nn.Module):
         return w[:, None].expand(-1, len(self.synthesis.layers), -1)
 
     def forward(self, z):
-        return self.synthesis(self.styles(z))
+        return self.synthesis(self.ws(z))
 
 
 class Discriminator(nn.Module):
@@ -276,14 +286,22 @@ class Discriminator(nn.Module):
 
     def __init__(self, size=32, width=32, channels=1):
         super().__init__()
-        maps = channels_at(size, width)
+        widths = channels_at(size, width)
         layers = [EqualConv2d(channels, width, 1), nn.LeakyReLU(0.2)]  # (N, width, size, size)
-        for side in sorted(maps, reverse=True)[:-1]:  # size, ..., 16, 8
-            layers += [EqualConv2d(maps[side], maps[side], 3), nn.LeakyReLU(0.2), Blur(), nn.AvgPool2d(2)]
-            layers += [EqualConv2d(maps[side], maps[side // 2], 3), nn.LeakyReLU(0.2)]  # at half the side
-        layers += [GroupDeviation(), EqualConv2d(maps[4] + 1, maps[4], 3), nn.LeakyReLU(0.2)]  # (N, C, 4, 4)
-        layers += [nn.Flatten(), EqualLinear(16 * maps[4], maps[4], gain=GAIN), nn.LeakyReLU(0.2)]  # (N, C)
-        self.layers = nn.Sequential(*layers, EqualLinear(maps[4], 1))  # (N, 1)
+        for side in sorted(widths, reverse=True)[:-1]:  # size, ..., 16, 8
+            layers += [EqualConv2d(widths[side], widths[side], 3), nn.LeakyReLU(0.2), Blur(), nn.AvgPool2d(2)]
+            layers += [EqualConv2d(widths[side], widths[side // 2], 3), nn.LeakyReLU(0.2)]  # at half the side
+        layers += [
+            GroupDeviation(),
+            EqualConv2d(widths[4] + 1, widths[4], 3),
+            nn.LeakyReLU(0.2),
+        ]  # (N, C, 4, 4)
+        layers += [
+            nn.Flatten(),
+            EqualLinear(16 * widths[4], widths[4], gain=GAIN),
+            nn.LeakyReLU(0.2),
+        ]  # (N, C)
+        self.layers = nn.Sequential(*layers, EqualLinear(widths[4], 1))  # (N, 1)
 
     def forward(self, images):
         return self.layers(images)
@@ -293,7 +311,7 @@ class Discriminator(nn.Module):
 
 
 def discriminator_loss(real_logits, fake_logits):
-    """L_D = -E[log D(x)] - E[log(1 - D(G(z)))], with D = sigmoid(logit): -log D is softplus(-logit)."""
+    """L_D = -E[log D(x)] - E[log(1 - D(G(z)))]: of sigmoid(logit), -log is softplus(-logit)."""
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
@@ -305,9 +323,10 @@ def generator_loss(fake_logits):
 def r1_penalty(discriminator, real):
     """E|grad_x D(x)|^2 at real images (N, C, H, W), where D is the logit; |.|^2 is a sum over all pixels.
 
-    Once fakes match real images, D should be flat there. Without R1 it need not be, and pushes G on and on.
+    Once fakes match real images, G should stop. But where D still has a slope, it keeps pushing G away.
     """
     real = real.detach().requires_grad_()
+    # The sum gives every image its own gradient; create_graph, so that the penalty can be minimised itself.
     (gradient,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()
 
@@ -318,7 +337,7 @@ PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["r1"], ["diversity"]]  # 
 
 
 def mix(w1, w2, layers, mixing):
-    """Style mixing: w1 for each layer; in a share `mixing` of the images, w2 from a random layer on.
+    """Style mixing: a share `mixing` of the images switches from w1 to w2 at a random layer.
 
     So no layer can rely on what another was told. Returns (N, layers, latent_dim).
     """
@@ -326,12 +345,13 @@ def mix(w1, w2, layers, mixing):
     unmixed = torch.rand(len(w1), 1, device=w1.device) >= mixing
     # With 4 layers and cut = [[1], [3]], first = [[True, False, False, False], [True, True, True, False]].
     first = torch.arange(layers, device=w1.device) < cut  # (N, layers): where w1 goes
-    return torch.where((first | unmixed)[:, :, None], w1[:, None], w2[:, None])
+    use_w1 = (first | unmixed)[:, :, None]  # (N, layers, 1)
+    return torch.where(use_w1, w1[:, None], w2[:, None])
 
 
 @torch.no_grad()
 def average(ema, generator, decay):
-    """Move `ema` by 1 - decay towards the generator: G wobbles while it learns, its moving average hardly."""
+    """Moves `ema` towards the generator: G wobbles from step to step, and its average hardly does."""
     for mean, new in zip(ema.parameters(), generator.parameters()):
         mean.lerp_(new, 1 - decay)
     for mean, new in zip(ema.buffers(), generator.buffers()):
@@ -373,7 +393,7 @@ def train_step(
 
     metrics = {"d_loss": d_loss, "g_loss": g_loss}
     metrics |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
-    metrics["r1"] = r1  # 0 in nine steps of ten, tenfold in one: its mean is gamma / 2 E|grad_x D(x)|^2
+    metrics["r1"] = r1  # 0 in most steps, but K-fold in every Kth: its mean is gamma / 2 E|grad_x D(x)|^2
     metrics["diversity"] = (fake.var(0).mean() / real.var(0).mean()).sqrt()  # 1: fakes vary as real images do
     return {name: value.detach() for name, value in metrics.items()}  # .item() would wait for the GPU
 
@@ -383,7 +403,8 @@ def train_step(
 
 def make_generator(args):
     """A generator with the settings of a run."""
-    sizes = args.image_size, args.width, args.latent_dim, 1 if "mnist" in args.dataset else 3
+    channels = 1 if "mnist" in args.dataset else 3
+    sizes = args.image_size, args.width, args.latent_dim, channels
     return Generator(*sizes, mapping_layers=args.mapping_layers, noise=not args.no_noise)
 
 
@@ -413,7 +434,7 @@ def train(args):
     if args.mixing > 1:
         fail("--mixing: a share is at most 1")
     parts = build(args)
-    generator = parts["ema"]  # for samples
+    ema = parts["ema"]  # the averaged generator, which draws the samples
     history = []  # the mean metrics of each epoch
     if args.resume:
         history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
@@ -446,10 +467,10 @@ def train(args):
         history.append({"epoch": epoch} | means)
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
-        draw(generator, folder, epoch, args)
+        draw(ema, folder, epoch, args)
         plot(history, folder)
         if args.fid_every and epoch % args.fid_every == 0:
-            fid.track(judge, lambda n: sample(generator, torch.randn(n, args.latent_dim)), folder, epoch)
+            fid.track(judge, lambda n: sample(ema, torch.randn(n, args.latent_dim)), folder, epoch)
         save(parts, history, folder, args)
 
 
@@ -485,7 +506,7 @@ def read_dataset(args, train=True):
     dataset_class = getattr(datasets, names[args.dataset])
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
@@ -526,12 +547,12 @@ def draw(generator, folder, epoch, args):
     t, rows = torch.linspace(0, 1, 10, device=z.device)[:, None], []
     for z1, z2 in z[:8].split(2):
         arc = (t * math.pi / 2).cos() * z1 + (t * math.pi / 2).sin() * z2
-        w1, w2 = generator.styles(torch.stack([z1, z2]))  # each (layers, latent_dim)
-        rows += [generator.styles(arc), torch.lerp(w1, w2, t[:, None])]  # each (10, layers, latent_dim)
+        w1, w2 = generator.ws(torch.stack([z1, z2]))  # each (layers, latent_dim)
+        rows += [generator.ws(arc), torch.lerp(w1, w2, t[:, None])]  # each (10, layers, latent_dim)
     save_image(sample(generator.synthesis, torch.cat(rows)), folder / "interpolation.png", nrow=10)
 
     # Six images on the left take the w of some layers from six at the top.
-    left, top = generator.styles(z[:12]).split(6)  # each (6, layers, latent_dim)
+    left, top = generator.ws(z[:12]).split(6)  # each (6, layers, latent_dim)
     coarse, middle, fine = slice(0, 4), slice(4, 6), slice(6, None)  # layers: 4x4 and 8x8; 16x16; the others
     rows = [top[:1], top]  # the first is for the corner
     for row, layers in enumerate([coarse, coarse, middle, middle, fine, fine]):
@@ -543,7 +564,7 @@ def draw(generator, folder, epoch, args):
     save_image(images, folder / "mixing.png", nrow=7)
 
     # A column for each psi. Below 0, w passes its mean, to the opposite of the first column.
-    columns = [generator.styles(z[:6], psi) for psi in (1, 0.7, 0.5, 0.3, 0, -0.5, -1)]
+    columns = [generator.ws(z[:6], psi) for psi in (1, 0.7, 0.5, 0.3, 0, -0.5, -1)]
     ws = torch.stack(columns, 1).flatten(0, 1)  # (6 * 7, layers, latent_dim), row by row
     save_image(sample(generator.synthesis, ws), folder / "truncation.png", nrow=7)
 
@@ -596,7 +617,7 @@ def load_checkpoint(path, **modules):
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
@@ -644,7 +665,7 @@ def decode(path, size):
         with Image.open(path) as image:
             image = to_rgb(image)
         return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    except Exception:  # of many types
+    except Exception:  # many types are possible
         return None
 
 
@@ -696,7 +717,7 @@ def parse_args(argv=None):
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # of many types
+    except Exception:  # many types are possible
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 
@@ -707,7 +728,7 @@ def generate(args):
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
     torch.manual_seed(args.seed)
     z = torch.randn(args.generate, generator.latent_dim).to(args.device)
-    ws = generator.styles(z, 1.0 if args.truncation is None else args.truncation)
+    ws = generator.ws(z, 1.0 if args.truncation is None else args.truncation)
     for number, image in enumerate(sample(generator.synthesis, ws)):
         save_image(image, folder / f"{number:05d}.png")
     print(f"{args.generate} images in {folder}")

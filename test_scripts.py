@@ -1331,7 +1331,7 @@ def test_stylegan_truncation_moves_w_to_its_mean():
     generator.w_avg.copy_(torch.randn(16))
     for psi in 1, 0.7, 0, -1:
         by_hand = generator.w_avg + psi * (generator.mapping(z) - generator.w_avg)
-        torch.testing.assert_close(generator.styles(z, psi), by_hand[:, None].expand(-1, 8, -1))
+        torch.testing.assert_close(generator.ws(z, psi), by_hand[:, None].expand(-1, 8, -1))
 
 
 def test_stylegan_mixes_from_a_random_layer_on():

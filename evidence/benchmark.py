@@ -159,7 +159,7 @@ def batches(script, args):
     for epoch in range(1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)
         if script.SCRIPT == "cyclegan":
-            orders = {name: script.shuffle(tensor, steps * count) for name, tensor in data.items()}
+            orders = {name: script.shuffled_rows(tensor, steps * count) for name, tensor in data.items()}
         else:
             order = torch.randperm(max(len(tensor) for tensor in data.values())).to(args.device)
             orders = dict.fromkeys(data, order)

@@ -239,7 +239,7 @@ def test_interpolation_has_an_arc_in_z_above_a_line_in_w(drawn):
     angle = math.pi / 2 * 4 / 9
     arc = math.cos(angle) * z[:1] + math.sin(angle) * z[1:2]
     assert alike(grid[0, 4], script.sample(generator, arc)[0, 0])
-    line = torch.lerp(*generator.styles(z[:2]).split(1), 4 / 9)
+    line = torch.lerp(*generator.ws(z[:2]).split(1), 4 / 9)
     assert alike(grid[1, 4], script.sample(generator.synthesis, line)[0, 0])
 
 
@@ -251,9 +251,9 @@ def test_mixing_takes_coarse_middle_or_fine_styles_from_the_top(drawn):
     for k in range(6):
         assert alike(grid[k + 1, 0], plain[k])
         assert alike(grid[0, k + 1], plain[6 + k])
-        ws = generator.styles(z[k : k + 1]).clone()
+        ws = generator.ws(z[k : k + 1]).clone()
         layers = [slice(0, 4), slice(4, 6), slice(6, 8)][k // 2]  # of 4x4 and 8x8; of 16x16; of 32x32
-        ws[:, layers] = generator.styles(z[8:9])[:, layers]
+        ws[:, layers] = generator.ws(z[8:9])[:, layers]
         assert alike(grid[k + 1, 3], script.sample(generator.synthesis, ws)[0, 0])
 
 

@@ -214,8 +214,8 @@ def test_cyclegan_trains_on_different_digits(monkeypatch, no_plots):
 def test_cyclegan_shows_the_larger_domain_once_an_epoch_and_the_smaller_as_often_as_it_takes(monkeypatch):
     torch.manual_seed(0)
     large, small = torch.zeros(10), torch.zeros(4)
-    assert sorted(cyclegan.shuffle(large, 10).tolist()) == list(range(10))
-    rows = cyclegan.shuffle(small, 10).tolist()
+    assert sorted(cyclegan.shuffled_rows(large, 10).tolist()) == list(range(10))
+    rows = cyclegan.shuffled_rows(small, 10).tolist()
     assert len(rows) == 10
     assert sorted(rows[:4]) == sorted(rows[4:8]) == list(range(4))
     assert rows[:4] != rows[4:8]
