@@ -22,10 +22,8 @@ where "old, with a cap" would be, so G would have to bend Z around it. W can lea
 R1 adds gamma / 2 E|grad_x logit(x)|^2 to the loss of D that vanilla_gan.py has, to keep D flat at real
 images. Six more ideas have a comment where they are used, from equalised learning rates to style mixing.
 
-What to watch: mixing.png, where pairs of rows take coarse, middle and fine styles from the images at the top,
-and the others from the left; and interpolation.png, where an arc in Z is above a line in W between the same
-two images. Which passes through features that neither has? Try --truncation 1, 0.5 and 0 in the command
-above: what do these cartoon faces gain, and what do they lose?
+What to watch: mixing.png. Pairs of rows take coarse, middle and fine styles from the images at the top. Try
+--truncation 1, 0.5 and 0 in the command above: what do these cartoon faces gain, and what do they lose?
 
 Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196; Mescheder et al. 2018, 1801.04406. Departures:
 no progressive growing; small networks; a constant from N(0, 1); D halves maps before a second convolution;
@@ -83,19 +81,11 @@ def count(text):
 
 def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
-    add(
-        "--mapping-layers",
-        type=int,
-        default=8,
-        choices=range(9),
-        help="layers from z to w; 0: w is z, scaled",
-    )
+    add("--mapping-layers", type=int, default=8, choices=range(9), help="layers from z to w; 0: none")
     add("--mixing", type=non_negative, default=0.9, help="share of training's fakes that have two w, 0 to 1")
     add("--no-noise", action="store_true", help="no noise in the layers")
     add("--r1-weight", type=non_negative, default=10.0, help="gamma, the weight of R1")
-    add(
-        "--r1-every", type=count, default=10, metavar="K", help="R1 only in every Kth step, K times as strong"
-    )
+    add("--r1-every", type=count, default=10, metavar="K", help="R1 in every Kth step, K times as strong")
     add("--ema-images", type=count, default=10_000, help="half-life of the weights' average, in images")
     add("--truncation", type=non_negative, help="psi, for --generate: below 1, w moves to its mean; None: 1")
     add("--image-size", type=int, default=32, choices=[32, 64, 128, 256], help="faces, celeba, folder: 64")
@@ -291,17 +281,10 @@ class Discriminator(nn.Module):
         for side in sorted(widths, reverse=True)[:-1]:  # size, ..., 16, 8
             layers += [EqualConv2d(widths[side], widths[side], 3), nn.LeakyReLU(0.2), Blur(), nn.AvgPool2d(2)]
             layers += [EqualConv2d(widths[side], widths[side // 2], 3), nn.LeakyReLU(0.2)]  # at half the side
-        layers += [
-            GroupDeviation(),
-            EqualConv2d(widths[4] + 1, widths[4], 3),
-            nn.LeakyReLU(0.2),
-        ]  # (N, C, 4, 4)
-        layers += [
-            nn.Flatten(),
-            EqualLinear(16 * widths[4], widths[4], gain=GAIN),
-            nn.LeakyReLU(0.2),
-        ]  # (N, C)
-        self.layers = nn.Sequential(*layers, EqualLinear(widths[4], 1))  # (N, 1)
+        last = widths[4]
+        layers += [GroupDeviation(), EqualConv2d(last + 1, last, 3), nn.LeakyReLU(0.2)]  # (N, last, 4, 4)
+        layers += [nn.Flatten(), EqualLinear(16 * last, last, gain=GAIN), nn.LeakyReLU(0.2)]  # (N, last)
+        self.layers = nn.Sequential(*layers, EqualLinear(last, 1))  # (N, 1)
 
     def forward(self, images):
         return self.layers(images)
@@ -490,6 +473,8 @@ def load_images(args):
     if args.dataset in ("celeba", "folder"):
         folder = Path(args.data_dir, CELEBA if args.dataset == "celeba" else "")
         pictures = [*list_pictures(folder).items()]
+        if not pictures:
+            fail(f"--data-dir: no pictures in {folder}; give a folder with {', '.join(SUFFIXES)}")
         chosen = [pictures[number] for number in torch.randperm(len(pictures))[: args.limit].tolist()]
         return read_pictures(dict(chosen), args.image_size).to(args.device)
     images = read_sheets(args) if args.dataset == "faces" else read_dataset(args)
@@ -678,10 +663,10 @@ def read_pictures(pictures, size):
         # Processes decode, because threads would wait for Python's lock.
         work = {"collate_fn": functools.partial(decode, size=size), "batch_size": None}
         loader = DataLoader([*pictures.values()], num_workers=torch.get_num_threads(), **work)
-        decoded = dict(zip(pictures, [*tqdm(loader, "decoding", disable=not pictures)]))
+        decoded = dict(zip(pictures, [*tqdm(loader, "decoding")]))
         names = [name for name in pictures if decoded[name] is not None]
         if not names:
-            fail(f"--data-dir: too few pictures to read; give a folder with more {', '.join(SUFFIXES)}")
+            fail("--data-dir: all pictures are damaged; give others")
         damaged = [name for name in pictures if decoded[name] is None]
         if damaged:
             print(f"{len(damaged)} pictures cannot be read: {', '.join(damaged[:5])}", flush=True)
