@@ -987,30 +987,6 @@ def test_dcgan64_networks(channels):
     assert parameters(d) == 16 * (channels * 64 + inner + 512) + 2 * (128 + 256 + 512)
 
 
-def test_dcgan64_takes_the_weights_of_the_official_example_and_gives_its_own():
-    """PyTorch's own DCGAN, written down: each network has a Sequential by the name of main."""
-    up = [nn.ConvTranspose2d(100, 512, 4, 1, 0, bias=False), nn.BatchNorm2d(512), nn.ReLU(True)]
-    for channels in 512, 256, 128:
-        up += [nn.ConvTranspose2d(channels, channels // 2, 4, 2, 1, bias=False)]
-        up += [nn.BatchNorm2d(channels // 2), nn.ReLU(True)]
-    up += [nn.ConvTranspose2d(64, 3, 4, 2, 1, bias=False), nn.Tanh()]
-    down = [nn.Conv2d(3, 64, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
-    for channels in 64, 128, 256:
-        down += [nn.Conv2d(channels, 2 * channels, 4, 2, 1, bias=False)]
-        down += [nn.BatchNorm2d(2 * channels), nn.LeakyReLU(0.2, inplace=True)]
-    down += [nn.Conv2d(512, 1, 4, 1, 0, bias=False), nn.Sigmoid()]
-    its_g, its_d = (nn.ModuleDict({"main": nn.Sequential(*layers)}).eval() for layers in (up, down))
-    g, d = dcgan64_celeba.Generator().eval(), dcgan64_celeba.Discriminator().eval()
-    g.load_state_dict(its_g.state_dict())
-    d.load_state_dict(its_d.state_dict())
-    z = torch.randn(4, 100)
-    images = its_g["main"](z[:, :, None, None])
-    assert torch.equal(g(z), images)
-    torch.testing.assert_close(d(images).sigmoid().flatten(), its_d["main"](images).flatten())
-    its_g.load_state_dict(g.state_dict())  # and back
-    its_d.load_state_dict(d.state_dict())
-
-
 # %% pix2pix.py
 
 
@@ -1214,36 +1190,6 @@ def test_gan_2d_d_takes_its_steps_on_fresh_batches_and_then_g_takes_one():
     assert metrics["d_fake"].item() == pytest.approx(answers[:, 1].mean().item())
     gradient = torch.cat([grad.flatten() for grad in g_recorder.grads[0]]).norm().item()
     assert metrics["gradient"].item() == pytest.approx(gradient)
-
-
-def test_gan_2d_divergence_in_closed_form():
-    p, q = torch.tensor([0.5, 0.5, 0.0, 0.0]), torch.tensor([0.0, 0.0, 0.25, 0.75])
-    assert gan_2d.jensen_shannon(p, q) == pytest.approx(math.log(2))
-    assert gan_2d.jensen_shannon(p, p) == 0
-    half = gan_2d.jensen_shannon(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))
-    assert half == pytest.approx((math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2)
-    outside = gan_2d.jensen_shannon(torch.tensor([0.5]), torch.tensor([0.0]))  # what lacks of 1 lies outside
-    assert outside == pytest.approx(half)
-
-
-def test_gan_2d_distance_of_a_set_that_was_moved():
-    x, shift = torch.randn(4000, 2), torch.tensor([3.0, -4.0])
-    assert gan_2d.sliced_wasserstein(x, x + shift) == pytest.approx(
-        5 * 2 / math.pi, rel=1e-3
-    )  # mean of |cos|
-    assert gan_2d.sliced_wasserstein(x, x[torch.randperm(4000)]) == 0
-
-
-def test_gan_2d_counts_clusters_that_have_a_tenth_of_their_due():
-    """Of 1,000 points a cluster of eight is due 125, so 13 count, and 12 do not; 3 std are 0.3."""
-    ring = gan_2d.Clusters("ring")
-    away = ring.centres[3:4] + torch.tensor([[0.29, 0.0]])
-    for count, modes in (13, 2), (12, 1):
-        points = torch.cat([ring.centres[:1].expand(900, -1), away.expand(count, -1), torch.zeros(100, 2)])
-        measures = gan_2d.measure(points[:1000], ring.draw(50), ring)
-        assert measures["modes"] == modes
-        assert measures["near"] == pytest.approx((900 + count) / 1000, abs=0.013)
-    assert gan_2d.measure(away.expand(1000, -1) + 0.05, ring.draw(50), ring)["modes"] == 0
 
 
 def test_gan_2d_ideal_discriminator_of_two_gaussians():
