@@ -21,9 +21,9 @@ strokes where they are is easier for a convolution. And the generators can cheat
 show, G_BA hides in it as faint noise, and G_AB reads it there. New, too, are the squared errors, steadier
 than a cross-entropy; instance normalisation; and a pool of older fakes, so that no old trick works twice.
 
-What to watch: samples/, rows of a, G_AB(a), the target, a again; then the same from b. Targets are known,
-since A is made from B here, but training never sees a pair. Players that are evenly matched give all scores
-1/2, and keep g_ab, g_ba, d_a and d_b at 0.25. Try --cycle-weight 0 --epochs 1: what do outlines become now?
+What to watch: samples/, rows of a, G_AB(a), a again; then b, G_BA(b), b again. A is made from B here, so b is
+the target of G_AB(a), and a of G_BA(b), but training never sees such a pair. Evenly matched players give all
+scores 1/2, and keep g_ab, g_ba, d_a and d_b at 0.25. Try --cycle-weight 0 --epochs 1: what changes?
 
 Papers: Zhu et al. 2017, arXiv 1703.10593, where A, B, G_AB, G_BA are X, Y, G, F; Mao et al. 2016, 1611.04076
 (squares); Shrivastava et al. 2016, 1612.07828 (pool); Chu et al. 2017, 1712.02950 (cheating). Departures:
@@ -81,7 +81,7 @@ def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
     add("--cycle-weight", type=non_negative, default=10.0, help="weight of the cycle loss; 0: none")
     add("--identity-weight", type=non_negative, default=0.0, help="weight of the identity loss; 0: none")
-    add("--pool", type=int, default=50, metavar="N", help="batches of older fakes to keep for D; 0: none")
+    add("--pool", type=int, default=50, metavar="N", help="batches of older fakes to show D; 0: none")
     add("--norm", choices=["instance", "batch"], default="instance", help="normalisation in all networks")
     add("--blocks", type=count, help="residual blocks in G; None: 4 up to 64 pixels, 6 for 128, 9 for 256")
     add("--patch-layers", type=int, choices=[1, 2, 3], help="D's patches: 16, 34, 70 pixels; None: by size")
@@ -328,8 +328,8 @@ def check(args):
         fail(f"--task: only faces come with {args.task}; give another task, or --dataset faces")
     if bool(args.folder_a) != bool(args.folder_b) or (args.folder_a and args.dataset != "folder"):
         fail("--folder-a, --folder-b: give both, with --dataset folder")
-    if args.pool < 0:
-        fail("--pool: give a number of batches, or 0")
+    if args.pool < 0 or args.decay > 1:
+        fail("--pool, --decay: give a number of batches, or 0, and a share of the run")
     if args.identity_weight and len({*count_channels(args)}) == 2:
         fail("--identity-weight: one of A and B is grey, the other in colour; leave it out")
     if args.fid_every and args.task == "glasses":
@@ -373,10 +373,9 @@ def shuffled_rows(pictures, total):
 
 def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
-    check(args)
     domains, _ = load_domains(args, train=True)
     test, names = load_domains(args, train=False)
-    paired = names["a"] == names["b"]  # then each a is the target of its b, and b of a
+    paired = names["a"] == names["b"]  # so that a and b in a row are targets of each other
     a, b = domains["a"].to(args.device), domains["b"].to(args.device)
     batch_size = min(args.batch_size, len(a), len(b))
     parts = build(args)
@@ -415,7 +414,7 @@ def train(args):
         history.append({"epoch": epoch} | means)
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
-        draw(generator, test, paired, folder, epoch)
+        draw(generator, test, folder, epoch)
         plot(history, folder)
         if args.fid_every and epoch % args.fid_every == 0:
             total = min(10_000, len(test["a"]))
@@ -449,19 +448,13 @@ def measure(generator, test):
     return {"a2b_error": a2b_error.item(), "b2a_error": b2a_error.item()}
 
 
-def draw(generator, test, paired, folder, epoch):
-    """Write samples: rows of a, G_AB(a), the target if it is known, a again, and the same from b; a film."""
+def draw(generator, test, folder, epoch):
+    """Write samples, rows of a, G_AB(a), a again, and b, G_BA(b), b again; and progress.gif."""
     shown = min(10, len(test["a"]), len(test["b"]))
     a, b = test["a"][:shown] / 255, test["b"][:shown] / 255
     fake_b, fake_a = sample(generator["ab"], a), sample(generator["ba"], b)
-    from_a, from_b = (
-        [a, fake_b, sample(generator["ba"], fake_b)],
-        [b, fake_a, sample(generator["ab"], fake_a)],
-    )
-    if paired:
-        from_a.insert(2, b)
-        from_b.insert(2, a)
-    grid = in_colour(*from_a, torch.zeros_like(a), *from_b)  # an empty row between them
+    again_a, again_b = sample(generator["ba"], fake_b), sample(generator["ab"], fake_a)
+    grid = in_colour(a, fake_b, again_a, b, fake_a, again_b)
     save_image(grid, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=shown)
     paths = sorted((folder / "samples").glob("epoch_*.png"))
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
@@ -545,10 +538,9 @@ def count_channels(args):
 
 
 def make_a(task, b):
-    """Pictures A made from pictures B, bytes (N, C, S, S).
+    """Pictures A made from pictures B, bytes (N, C, S, S); outline and grey have one channel.
 
-    mosaic: a grid of 8x8 blocks, each filled with its mean. outline: a ring of one pixel around what is
-    bright. grey: the mean of the channels. outline and grey have one channel.
+    mosaic: a grid of 8x8 flat blocks. outline: a ring of one pixel around what is bright. grey: no colours.
     """
     chunks = []
     for chunk in b.split(1000):  # floats are four times as large as bytes
@@ -573,35 +565,34 @@ def load_domains(args, train):
         domains, names = read_folders(args, train)
     else:
         b = read_sheets(args, f"{part}_??.webp") if args.dataset == "faces" else read_dataset(args, train)
-        rows = choose(range(len(b)), args)
-        domains = {"b": fit(b[rows], args.image_size)}
-        names = {side: [f"{row:05d}" for row in rows] for side in "ab"}
-    if args.task == "glasses":  # A: faces without, B: faces with them
-        return split_by_glasses(args, part, domains["b"], rows)
+        rows = split(choose(range(len(b)), args, train), args, train)
+        domains = {side: fit(b[rows[side]], args.image_size) for side in "ab"}
+        names = {side: [f"{row:05d}" for row in rows[side]] for side in "ab"}
     if args.task == "lines":
-        domains["a"] = fit(read_sheets(args, f"{part}_??_lines.webp")[rows, :1], args.image_size)
-    elif args.task:
-        domains["a"] = make_a(args.task, domains["b"])
-    if args.task and train:  # A from every second picture, and B from the others
-        domains = {"a": domains["a"][0::2], "b": domains["b"][1::2]}
+        domains["a"] = fit(read_sheets(args, f"{part}_??_lines.webp")[rows["a"], :1], args.image_size)
+    elif args.task and args.task != "glasses":
+        domains["a"] = make_a(args.task, domains["a"])
     return domains, names
 
 
-def split_by_glasses(args, part, faces, rows):
-    """Faces without glasses are A, and faces with glasses are B; returns what load_domains returns."""
-    with open(Path(args.data_dir, "faces", f"{part}.csv")) as file:
-        table = [*csv.DictReader(file)]
-    wearing = torch.tensor([table[row]["glasses"] != "none" for row in rows])
-    numbers = torch.tensor(rows)
-    names = {"a": numbers[~wearing], "b": numbers[wearing]}
-    names = {side: [f"{number:05d}" for number in numbers] for side, numbers in names.items()}
-    return {"a": faces[~wearing], "b": faces[wearing]}, names
+def split(items, args, train):
+    """Which items are A, and which are B."""
+    if args.task == "glasses":  # A: faces without, B: faces with them
+        with open(Path(args.data_dir, "faces", "train.csv" if train else "test.csv")) as file:
+            glasses = [row["glasses"] != "none" for row in csv.DictReader(file)]
+        sides = {"a": [row for row in items if not glasses[row]], "b": [row for row in items if glasses[row]]}
+    else:  # to train on A that is made from B, every second one; to test, pairs
+        sides = {"a": items[0::2], "b": items[1::2]} if args.task and train else {"a": items, "b": items}
+    if not all(sides.values()):
+        fail("--limit, --dataset: there are no pictures of A, or none of B; give more")
+    return sides
 
 
-def choose(items, args):
-    """All items, or as many as --limit says, chosen at random."""
+def choose(items, args, train):
+    """As many of the items as --limit says: for training at random, for testing the first."""
     torch.manual_seed(args.seed)
-    return [items[number] for number in sorted(torch.randperm(len(items))[: args.limit].tolist())]
+    order = torch.randperm(len(items)) if train else torch.arange(len(items))
+    return [items[number] for number in sorted(order[: args.limit].tolist())]
 
 
 def read_dataset(args, train=True):
@@ -662,6 +653,8 @@ def list_pictures(folder):
             if name in pictures:  # cat.png beside cat.jpg
                 name = inside.as_posix()
             pictures[name] = path
+    if not pictures:
+        fail(f"{folder}: there are no pictures; give a folder with {', '.join(SUFFIXES)}")
     return pictures
 
 
@@ -680,8 +673,8 @@ def decode(path, size, half):
 
 def read_pictures(pictures, size, half=None):
     """Pictures as bytes (N, 3, size, size), decoded once, into data/cache; and the names of these."""
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in pictures.values()]
-    key = hashlib.sha256(repr([size, half, stats]).encode()).hexdigest()[:16]
+    stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in pictures.values()]
+    key = hashlib.sha256(repr([size, half, pictures, stats]).encode()).hexdigest()[:16]
     cache = Path("data", "cache", f"{key}.pt")
     if not cache.exists():
         # Processes decode, because threads would wait for Python's lock.
@@ -690,15 +683,16 @@ def read_pictures(pictures, size, half=None):
         decoded = dict(zip(pictures, [*tqdm(loader, "decoding", disable=not pictures)]))
         names = [name for name in pictures if decoded[name] is not None]
         if not names:
-            fail(f"too few pictures to read; give a folder with more {', '.join(SUFFIXES)}")
+            fail("too few pictures that can be read; without a test folder, one in ten is for testing")
         damaged = [name for name in pictures if decoded[name] is None]
         if damaged:
             print(f"{len(damaged)} pictures cannot be read: {', '.join(damaged[:5])}", flush=True)
         images = torch.from_numpy(np.stack([decoded[name] for name in names]))
         cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"images": images, "names": names}, cache.with_suffix(".tmp"))
-        cache.with_suffix(".tmp").replace(cache)
-    cached = torch.load(cache, weights_only=True)
+        partial = cache.with_suffix(f".{time.time_ns()}")  # another process may decode the same
+        torch.save({"images": images, "names": names}, partial)
+        partial.replace(cache)
+    cached = torch.load(cache, weights_only=True, mmap=True)
     return cached["images"], cached["names"]
 
 
@@ -711,7 +705,7 @@ def find_folders(args):
         if all(folder.is_dir() for folder in folders):
             for part in "test", "val", "train":  # trainA has its test pictures in testA or valA, or in trainA
                 others = tuple(folder.parent / folder.name.replace("train", part) for folder in folders)
-                if all(folder.is_dir() for folder in others):
+                if all(folder.is_dir() and (part == "train" or folder not in folders) for folder in others):
                     return folders, others
     looked_for = ", or ".join(f"{a} and {b}" for a, b in layouts)
     fail(f"--dataset folder: there is no {looked_for}; see --data-dir, --folder-a and --task in --help")
@@ -727,8 +721,9 @@ def read_folders(args, train):
         if folders == others:  # one name in ten is for testing, always the same ones
             for_testing = {name for name in chosen if zlib.crc32(name.encode()) % 10 == 0}
             chosen = [name for name in chosen if (name in for_testing) != train]
-        pictures = {name: pictures[name] for name in choose(chosen, args)}
+        chosen = split(choose(chosen, args, train), args, train)[side]
         half = "ab".index(side) if folders[0] == folders[1] and not args.task else None
+        pictures = {name: pictures[name] for name in chosen}
         domains[side], names[side] = read_pictures(pictures, args.image_size, half)
     return domains, names
 
@@ -755,7 +750,8 @@ def parse_args(argv=None):
         blocks = {32: 4, 64: 4, 128: 6, 256: 9}[size]
         parser.set_defaults(image_size=size, task=task, patch_layers=patch_layers, blocks=blocks)
     args = parser.parse_args(argv)  # with the new defaults
-    if args.fid_every and not Path(__file__).with_name("fid.py").exists():
+    check(args)
+    if args.fid_every and not args.checkpoint and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
@@ -768,20 +764,21 @@ def parse_args(argv=None):
 
 def generate(args):
     """Write what a generator in args.checkpoint makes of test pictures, or of your own, as PNG files."""
+    load_checkpoint(args.checkpoint, generator=make_generators(args))  # the flags fit its networks
     generator, side = load_generator(args.checkpoint, args.device, args.direction), args.direction[0]
     if args.translate:
         images, names = read_pictures(list_pictures(args.translate), args.image_size)
         if count_channels(args)["ab".index(side)] == 1:
             images = make_a("grey", images)
     else:
+        args.limit = args.generate
         domains, names = load_domains(args, train=False)
         images, names = domains[side], names[side]
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
-    images = sample(generator, images[: args.generate] / 255)
+    images = sample(generator, images / 255)
     for name, image in zip(names, images):
-        path = folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(image, path)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_image(image, folder / f"{name}.png")
     print(f"{len(images)} pictures in {folder}")
 
 

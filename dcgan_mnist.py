@@ -422,7 +422,7 @@ def parse_args(argv=None):
     if args.published:
         parser.set_defaults(**PUBLISHED)
     args = parser.parse_args(argv)  # with the new defaults
-    if args.fid_every and not Path(__file__).with_name("fid.py").exists():
+    if args.fid_every and not args.checkpoint and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"

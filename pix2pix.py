@@ -9,10 +9,10 @@
 
 In cgan.py both players are told a class. Here they are told a picture: G turns the input a into G(a), and D
 sees the input beside the target b, or beside G(a). But why a GAN, when the target is known? Because there is
-not just one. Dozens of digits share a mosaic, and a G that only has to come close to b hedges between them
-all: with the L1 loss it paints the median of each pixel, a blur. D asks something else: could b be *a* target
-of *this* input? A blur could not. So pix2pix adds two losses. L1 puts the large shapes in place, and D makes
-them sharp:
+not just one. Many digits could hide behind one mosaic, and a G that only has to come close to b hedges
+between them all: with the L1 loss it paints the median of each pixel, a blur. D asks something else: could b
+be *a* target of *this* input? A blur could not. So pix2pix adds two losses: L1 puts the large shapes in
+place, and D makes them sharp.
 
     L_D = -1/2 E[log D(a, b)] - 1/2 E[log(1 - D(a, G(a)))]
     L_G = -E[log D(a, G(a))] + 100 E|b - G(a)|
@@ -25,8 +25,8 @@ the mean difference from the target; `sharpness` is how much neighbouring pixels
 target's. Try --gan-weight 0, which leaves L1 alone: which of the two gets better, and which gets worse?
 
 Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: small
-pictures, half the channels in G, batches of 32, no random crops, rates that fall to 0 at the end, as in the
-authors' later code; and when sampling no dropout, and batch normalisation's running averages.
+pictures, patches and networks; batches of 32; no random crops or mirroring; rates that fall to 0, as in the
+authors' later code; in samples no dropout, and batch normalisation's running averages.
 """
 
 import argparse
@@ -278,8 +278,8 @@ def check(args):
         fail("--task: only faces come with lines; give another task, or --dataset faces")
     if bool(args.folder_a) != bool(args.folder_b) or (args.folder_a and args.dataset != "folder"):
         fail("--folder-a, --folder-b: give both, with --dataset folder")
-    if args.dropout >= 1:
-        fail("--dropout: give a share below 1")
+    if args.dropout >= 1 or args.decay > 1:
+        fail("--dropout, --decay: these are shares; give a number below 1")
     if args.fid_every and args.direction == "b2a" and args.dataset != "folder":
         fail("--fid-every: fid.py knows only the pictures B of this data set; leave out --direction")
 
@@ -295,8 +295,7 @@ def build(args):
     """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
     generator = make_generator(args)
-    inputs, outputs = count_channels(args)
-    discriminator = Discriminator(inputs + outputs, layers=args.patch_layers, norm=args.norm)
+    discriminator = Discriminator(sum(count_channels(args)), layers=args.patch_layers, norm=args.norm)
     for network in generator, discriminator:
         network.apply(init_weights)
         network.to(args.device, memory_format=torch.channels_last)  # faster convolutions
@@ -311,7 +310,6 @@ def build(args):
 
 def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
-    check(args)
     a, b, _ = load_pairs(args, train=True)
     test_a, test_b, _ = load_pairs(args, train=False)
     a, b = a.to(args.device), b.to(args.device)
@@ -383,12 +381,10 @@ def sample(generator, images, dropout=False):
 def measure(generator, a, b):
     """How far outputs for test pictures a are from the targets b (both bytes), and how sharp they are."""
     output, target = sample(generator, a / 255), b / 255
-
-    def roughness(images):
-        return images.diff(dim=2).abs().mean() + images.diff(dim=3).abs().mean()
-
-    error = (output - target).abs().mean().item()
-    return {"error": error, "sharpness": (roughness(output) / roughness(target)).item()}
+    sharpness = (
+        output.diff().abs().mean() / target.diff().abs().mean()
+    )  # of pixels and their right neighbours
+    return {"error": (output - target).abs().mean().item(), "sharpness": sharpness.item()}
 
 
 def draw(generator, test_a, test_b, folder, epoch):
@@ -481,10 +477,9 @@ def count_channels(args):
 
 
 def make_a(task, b):
-    """Pictures A made from pictures B, bytes (N, C, S, S).
+    """Pictures A made from pictures B, bytes (N, C, S, S); outline and grey have one channel.
 
-    mosaic: a grid of 8x8 blocks, each filled with its mean. outline: a ring of one pixel around what is
-    bright. grey: the mean of the channels. outline and grey have one channel.
+    mosaic: a grid of 8x8 flat blocks. outline: a ring of one pixel around what is bright. grey: no colours.
     """
     chunks = []
     for chunk in b.split(1000):  # floats are four times as large as bytes
@@ -506,7 +501,7 @@ def load_pairs(args, train):
         a, b, names = read_folders(args, train)
     else:
         b = read_sheets(args, f"{part}_??.webp") if args.dataset == "faces" else read_dataset(args, train)
-        rows = choose(range(len(b)), args)
+        rows = choose(range(len(b)), args, train)
         b, names = fit(b[rows], args.image_size), [f"{row:05d}" for row in rows]
     if args.task == "lines":
         a = fit(read_sheets(args, f"{part}_??_lines.webp")[rows, :1], args.image_size)
@@ -515,10 +510,11 @@ def load_pairs(args, train):
     return (a, b, names) if args.direction == "a2b" else (b, a, names)
 
 
-def choose(items, args):
-    """All items, or as many as --limit says, chosen at random."""
+def choose(items, args, train):
+    """As many of the items as --limit says: for training at random, for testing the first."""
     torch.manual_seed(args.seed)
-    return [items[number] for number in sorted(torch.randperm(len(items))[: args.limit].tolist())]
+    order = torch.randperm(len(items)) if train else torch.arange(len(items))
+    return [items[number] for number in sorted(order[: args.limit].tolist())]
 
 
 def read_dataset(args, train=True):
@@ -579,6 +575,8 @@ def list_pictures(folder):
             if name in pictures:  # cat.png beside cat.jpg
                 name = inside.as_posix()
             pictures[name] = path
+    if not pictures:
+        fail(f"{folder}: there are no pictures; give a folder with {', '.join(SUFFIXES)}")
     return pictures
 
 
@@ -597,8 +595,8 @@ def decode(path, size, half):
 
 def read_pictures(pictures, size, half=None):
     """Pictures as bytes (N, 3, size, size), decoded once, into data/cache; and the names of these."""
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in pictures.values()]
-    key = hashlib.sha256(repr([size, half, stats]).encode()).hexdigest()[:16]
+    stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in pictures.values()]
+    key = hashlib.sha256(repr([size, half, pictures, stats]).encode()).hexdigest()[:16]
     cache = Path("data", "cache", f"{key}.pt")
     if not cache.exists():
         # Processes decode, because threads would wait for Python's lock.
@@ -607,15 +605,16 @@ def read_pictures(pictures, size, half=None):
         decoded = dict(zip(pictures, [*tqdm(loader, "decoding", disable=not pictures)]))
         names = [name for name in pictures if decoded[name] is not None]
         if not names:
-            fail(f"too few pictures to read; give a folder with more {', '.join(SUFFIXES)}")
+            fail("too few pictures that can be read; without a test folder, one in ten is for testing")
         damaged = [name for name in pictures if decoded[name] is None]
         if damaged:
             print(f"{len(damaged)} pictures cannot be read: {', '.join(damaged[:5])}", flush=True)
         images = torch.from_numpy(np.stack([decoded[name] for name in names]))
         cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({"images": images, "names": names}, cache.with_suffix(".tmp"))
-        cache.with_suffix(".tmp").replace(cache)
-    cached = torch.load(cache, weights_only=True)
+        partial = cache.with_suffix(f".{time.time_ns()}")  # another process may decode the same
+        torch.save({"images": images, "names": names}, partial)
+        partial.replace(cache)
+    cached = torch.load(cache, weights_only=True, mmap=True)
     return cached["images"], cached["names"]
 
 
@@ -628,7 +627,7 @@ def find_folders(args):
         if all(folder.is_dir() for folder in folders):
             for part in "test", "val", "train":  # trainA has its test pictures in testA or valA, or in trainA
                 others = tuple(folder.parent / folder.name.replace("train", part) for folder in folders)
-                if all(folder.is_dir() for folder in others):
+                if all(folder.is_dir() and (part == "train" or folder not in folders) for folder in others):
                     return folders, others
     looked_for = ", or ".join(f"{a} and {b}" for a, b in layouts)
     fail(f"--dataset folder: there is no {looked_for}; see --data-dir, --folder-a and --task in --help")
@@ -644,7 +643,7 @@ def read_folders(args, train):
         print(f"{len(alone)} pictures have no partner of the same name: {', '.join(alone[:5])}", flush=True)
     if folders == others:  # one name in ten is for testing, always the same ones
         names = [name for name in names if (zlib.crc32(name.encode()) % 10 == 0) != train]
-    names = choose(names, args)
+    names = choose(names, args, train)
     half_a, half_b = (0, 1) if folders[0] == folders[1] and not args.task else (None, None)
     a, names_a = read_pictures({name: a[name] for name in names}, args.image_size, half_a)
     b, names_b = read_pictures({name: b[name] for name in names}, args.image_size, half_b)
@@ -674,7 +673,8 @@ def parse_args(argv=None):
         patch_layers = {32: 1, 64: 2, 128: 3, 256: 3}[size]  # about half of the picture, at most 70 pixels
         parser.set_defaults(image_size=size, task=task, patch_layers=patch_layers)
     args = parser.parse_args(argv)  # with the new defaults
-    if args.fid_every and not Path(__file__).with_name("fid.py").exists():
+    check(args)
+    if args.fid_every and not args.checkpoint and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
@@ -687,19 +687,20 @@ def parse_args(argv=None):
 
 def generate(args):
     """Write what the generator in args.checkpoint makes of test pictures, or of your own, as PNG files."""
+    load_checkpoint(args.checkpoint, generator=make_generator(args))  # the flags fit its network
     generator = load_generator(args.checkpoint, args.device)
     if args.translate:
         images, names = read_pictures(list_pictures(args.translate), args.image_size)
         if count_channels(args)[0] == 1:
             images = make_a("grey", images)
     else:
+        args.limit = args.generate
         images, _, names = load_pairs(args, train=False)
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
-    images = sample(generator, images[: args.generate] / 255)
+    images = sample(generator, images / 255)
     for name, image in zip(names, images):
-        path = folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_image(image, path)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_image(image, folder / f"{name}.png")
     print(f"{len(images)} pictures in {folder}")
 
 

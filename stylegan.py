@@ -413,7 +413,7 @@ def train(args):
     images = load_images(args)
     batch_size = min(args.batch_size, len(images))
     if batch_size % 2 and batch_size % 3:
-        fail(f"--batch-size, --limit: D compares images in groups of 4, 3 or 2, and {batch_size} has none")
+        fail("--batch-size, --limit: D compares groups of images; give a multiple of 2 or 3")
     if args.mixing > 1:
         fail("--mixing: a share is at most 1")
     parts = build(args)
@@ -473,10 +473,8 @@ def load_images(args):
     if args.dataset in ("celeba", "folder"):
         folder = Path(args.data_dir, CELEBA if args.dataset == "celeba" else "")
         pictures = [*list_pictures(folder).items()]
-        if not pictures:
-            fail(f"--data-dir: no pictures in {folder}; give a folder with {', '.join(SUFFIXES)}")
-        chosen = [pictures[number] for number in torch.randperm(len(pictures))[: args.limit].tolist()]
-        return read_pictures(dict(chosen), args.image_size).to(args.device)
+        numbers = sorted(torch.randperm(len(pictures))[: args.limit].tolist())
+        return read_pictures(dict(pictures[number] for number in numbers), args.image_size).to(args.device)
     images = read_sheets(args) if args.dataset == "faces" else read_dataset(args)
     images = images[torch.randperm(len(images))[: args.limit]]
     if "mnist" in args.dataset:
@@ -641,6 +639,8 @@ def list_pictures(folder):
             if name in pictures:  # cat.png beside cat.jpg
                 name = inside.as_posix()
             pictures[name] = path
+    if not pictures:
+        fail(f"{folder}: there are no pictures; give a folder with {', '.join(SUFFIXES)}")
     return pictures
 
 
@@ -656,8 +656,8 @@ def decode(path, size):
 
 def read_pictures(pictures, size):
     """Pictures as bytes (N, 3, size, size), decoded once, into data/cache. All must fit in memory."""
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in pictures.values()]
-    key = hashlib.sha256(repr([size, stats]).encode()).hexdigest()[:16]
+    stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in pictures.values()]
+    key = hashlib.sha256(repr([size, pictures, stats]).encode()).hexdigest()[:16]
     cache = Path("data", "cache", f"{key}.pt")
     if not cache.exists():
         # Processes decode, because threads would wait for Python's lock.
@@ -672,9 +672,10 @@ def read_pictures(pictures, size):
             print(f"{len(damaged)} pictures cannot be read: {', '.join(damaged[:5])}", flush=True)
         images = torch.from_numpy(np.stack([decoded[name] for name in names]))
         cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(images, cache.with_suffix(".tmp"))
-        cache.with_suffix(".tmp").replace(cache)
-    return torch.load(cache, weights_only=True)
+        partial = cache.with_suffix(f".{time.time_ns()}")  # another process may decode the same
+        torch.save(images, partial)
+        partial.replace(cache)
+    return torch.load(cache, weights_only=True, mmap=True)
 
 
 # %% Command line
@@ -696,7 +697,7 @@ def parse_args(argv=None):
     else:
         parser.set_defaults(**DEFAULTS.get(args.dataset, {}))
     args = parser.parse_args(argv)  # with the new defaults
-    if args.fid_every and not Path(__file__).with_name("fid.py").exists():
+    if args.fid_every and not args.checkpoint and not Path(__file__).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"

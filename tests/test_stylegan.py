@@ -374,12 +374,6 @@ def test_a_limit_is_chosen_by_the_seed_before_anything_is_decoded(pictures, monk
 def test_a_folder_without_pictures_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    fails(
-        script,
-        ["--dataset", "folder", "--data-dir", "empty"],
-        capsys,
-        "--data-dir",
-        ".webp",
-    )
+    fails(script, ["--dataset", "folder", "--data-dir", "empty"], capsys, "empty", ".webp")
     fails(script, ["--dataset", "celeba", "--data-dir", tmp_path], capsys, "img_align_celeba")
     assert not Path("runs").exists()
