@@ -410,12 +410,13 @@ def translation(player, device):
 
 def inception(device, precision):
     """The FID Inception, with random weights, on 50 images; reading them is not in it."""
-    network = fid.FIDInception().fuse().to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    network = fid.FIDInception().fuse().to(device)
     images = torch.randint(0, 256, (50, 3, 64, 64), dtype=torch.uint8, device=device)
 
     @torch.inference_mode()
     def step():
-        network(network.prepare(images))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            network(network.prepare(images))
 
     return step
 
@@ -657,7 +658,7 @@ def main(argv=None):
     add("--flags", default="", help="for --learn: flags of the script")
     add("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args(argv)
-    device = fid.pick_device(args.device)
+    device = claims.pick_device(args.device)
     if args.learn and args.script == "fid":
         parser.error("--learn: fid.py does not train; give --script another, or leave it out")
     if args.learn:

@@ -1,9 +1,13 @@
-"""evidence/benchmark.py on the scripts of the light frame."""
+"""evidence/: benchmark.py on the scripts of the light frame, and what claims.py counts."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
 import benchmark
+import claims
 from test_scripts import IMAGES, ROOT
 
 
@@ -33,3 +37,19 @@ def test_what_a_script_learns_in_a_time(who, monkeypatch):
     assert labels.tolist() == [*range(10)] * 3
     assert taken < 60
     assert steps == 6 if who == "script" else steps > 0
+
+
+def test_claims_count_the_classes_of_samples():
+    logits = torch.full((1000, 10), -50.0)
+    predicted = torch.tensor([0] * 500 + [1] * 250 + [2] * 241 + [3] * 9)  # 3 has less than 1%
+    logits[torch.arange(1000), predicted] = 50.0
+    labels = predicted.clone()
+    labels[:100] = 9
+    report = claims.class_report(logits, labels)
+    shares = np.array([0.5, 0.25, 0.241, 0.009])
+    assert (report["classes"], report["confidence"]) == (3, pytest.approx(1))
+    assert report["entropy"] == pytest.approx(-(shares * np.log10(shares)).sum(), rel=1e-9)
+    assert report["class_accuracy"] == pytest.approx(0.9)
+    even = claims.class_report(torch.eye(10).repeat(5, 1))
+    assert (even["classes"], even["entropy"], even["class_accuracy"]) == (10, pytest.approx(1), None)
+    assert even["confidence"] == pytest.approx(math.e / (math.e + 9))
