@@ -50,7 +50,7 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.models import inception
 from torchvision.transforms.functional import resize
-from torchvision.utils import make_grid, save_image
+from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Networks
@@ -465,7 +465,7 @@ def measure(image_set, network, weights, args):
 
 
 def show_neighbours(path, first, second, count=16):
-    """Write a picture: in the first column images of `second`, beside each its three nearest of `first`."""
+    """Write a picture: above `count` images of `second`, below each the three nearest images of `first`."""
 
     def tile(images, number):
         if torch.is_tensor(images):
@@ -476,11 +476,9 @@ def show_neighbours(path, first, second, count=16):
 
     squares = torch.cat([*squared_distances(second.features[:count], first.features)])
     nearest = squares.topk(3, largest=False).indices
-    left = [tile(second.images, number) for number in range(len(nearest))]
-    right = [tile(first.images, number) for number in nearest.flatten().tolist()]
-    left = make_grid(left, nrow=1, padding=4, pad_value=1)
-    right = make_grid(right, nrow=3, padding=4, pad_value=1)
-    save_image(torch.cat([left, right], 2), path)
+    tiles = [tile(second.images, number) for number in range(len(nearest))]
+    tiles += [tile(first.images, number) for number in nearest.T.flatten().tolist()]
+    save_image(tiles, path, nrow=len(nearest), pad_value=1)
 
 
 # %% Statistics files
@@ -677,7 +675,7 @@ def add_flags(add):
     add("--save-stats", nargs=2, metavar=("PATH", "OUT.npz"), help="only write the statistics of PATH")
     metrics = ["fid", "kid", "is", "pr"]
     add("--metrics", nargs="+", choices=metrics, default=["fid"], help="pr: precision and recall")
-    add("--neighbours", metavar="OUT.png", help="draw 16 images of PATH 2, each beside the nearest of PATH 1")
+    add("--neighbours", metavar="OUT.png", help="draw images of PATH 2, and below each the nearest of PATH 1")
     add("--features", choices=["inception", "classifier"], default="inception", help="what to compare")
     add("--dataset", choices=LABELLED, help="whose classifier; None: that of the PATHs")
     add("--data-dir", default="data", help="where the data sets are")
@@ -759,7 +757,7 @@ def compare(first, second, args):
 
 
 def show(result):
-    """Print it for people."""
+    """Print a line for each entry of what compare returns."""
     for name, value in result.items():
         values = value if isinstance(value, list) else [value]
         texts = [f"{value:.6g}" if isinstance(value, float) else str(value) for value in values]
