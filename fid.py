@@ -162,8 +162,8 @@ class Classifier(nn.Module):
 
     def loss(self, logits, labels):
         """The sum over all attributes of the cross-entropy; labels (N, attributes)."""
-        pairs = zip(logits.split(self.classes, 1), labels.T)
-        return sum(F.cross_entropy(attribute, classes) for attribute, classes in pairs)
+        losses = [F.cross_entropy(x, y) for x, y in zip(logits.split(self.classes, 1), labels.T)]
+        return sum(losses)
 
 
 class DigitClassifier(Classifier):
