@@ -306,7 +306,7 @@ def load_images(args):
     dataset_class = getattr(datasets, names[args.dataset])
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, download=True).data)
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     images = images.movedim(3, 1) if images.ndim == 4 else F.pad(images[:, None], (2, 2, 2, 2))
     torch.manual_seed(args.seed)
@@ -391,7 +391,7 @@ def load_checkpoint(path, **modules):
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
@@ -427,7 +427,7 @@ def parse_args(argv=None):
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # of many types
+    except Exception:  # many types are possible
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 
@@ -447,7 +447,7 @@ def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
     try:
-        if args.generate:
+        if args.checkpoint:
             generate(args)
         else:
             train(args)

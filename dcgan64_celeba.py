@@ -337,22 +337,22 @@ def load_images(args):
     return torch.cat([resize(chunk, [64, 64], antialias=True) for chunk in chunks]).to(args.device)
 
 
-def read_dataset(args):
+def read_dataset(args, train=True):
     """Digits, clothes or CIFAR-10's pictures (N, C, H, W), as they are."""
     names = {"fashion_mnist": "FashionMNIST", "mnist": "MNIST", "cifar10": "CIFAR10"}
     dataset_class = getattr(datasets, names[args.dataset])
     try:
-        images = torch.as_tensor(dataset_class(args.data_dir, download=True).data)
-    except Exception as error:  # of many types
+        images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
+    except Exception as error:  # many types are possible
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
 
-def read_sheets(args):
+def read_sheets(args, pattern="train_??.webp"):
     """The cartoon faces (N, 3, 64, 64) of data/faces: a sheet has 32 rows of 32."""
     folder = Path(args.data_dir, "faces")
     try:
-        sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob("train_??.webp"))]
+        sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
         faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
     except (OSError, ValueError) as error:
         hint = "copy data/faces of the collection there, or give --dataset folder for pictures of your own"
@@ -431,7 +431,7 @@ def load_checkpoint(path, **modules):
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
@@ -470,7 +470,7 @@ def decode(path):
     try:
         with Image.open(path) as image:
             return ImageOps.fit(to_rgb(image), (64, 64), Image.Resampling.BILINEAR).tobytes()
-    except Exception:  # of many types
+    except Exception:  # many types are possible
         return b""
 
 
@@ -501,7 +501,7 @@ def map_folder(args):
     try:
         if args.dataset == "celeba" and not folder.is_dir():
             datasets.CelebA(args.data_dir, download=True)
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         hint = "unpack img_align_celeba.zip there yourself, or take --dataset faces or folder"
         fail(f"--data-dir: no {folder}; a quota often stops the download: {hint} ({error!r:.99})")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -546,7 +546,7 @@ def parse_args(argv=None):
         args.device = f"cuda:{os.environ['LOCAL_RANK']}"  # the GPU that torchrun means for this process
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # of many types
+    except Exception:  # many types are possible
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 
@@ -566,7 +566,7 @@ def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
     try:
-        if args.generate:
+        if args.checkpoint:
             generate(args)
         else:
             train(args)

@@ -315,7 +315,7 @@ def load_images(args):
     dataset_class = datasets.MNIST if args.dataset == "mnist" else datasets.FashionMNIST
     try:
         images = dataset_class(args.data_dir, download=True).data[:, None]
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     torch.manual_seed(args.seed)
     return images[torch.randperm(len(images))[: args.limit]].to(args.device)
@@ -392,7 +392,7 @@ def load_checkpoint(path, **modules):
             raise ValueError(f"it is one of {checkpoint['script']}.py")
         for name, module in modules.items():
             module.load_state_dict(checkpoint[name])
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
     return checkpoint
 
@@ -428,7 +428,7 @@ def parse_args(argv=None):
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # of many types
+    except Exception:  # many types are possible
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 
@@ -448,7 +448,7 @@ def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
     try:
-        if args.generate:
+        if args.checkpoint:
             generate(args)
         else:
             train(args)

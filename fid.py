@@ -379,7 +379,7 @@ def images_and_labels(name, data_dir, train=True):
         return open_faces(Path(data_dir, "faces"), "train" if train else "test")
     try:
         dataset = DATASETS[name](data_dir, train=train, download=True)
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"--data-dir: {name} is not in {data_dir} and cannot be downloaded ({error!r:.99})")
     images, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets)
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None], labels
@@ -425,7 +425,7 @@ def read_all(paths):
         try:
             with Image.open(path) as image:
                 images.append(np.asarray(to_rgb(image))[None])
-        except Exception:  # of many types
+        except Exception:  # many types are possible
             return str(path)
     return [np.concatenate(images)] if len({image.shape for image in images}) == 1 else images
 
@@ -499,7 +499,7 @@ def load_stats(path):
             raise ValueError(f"sizes {tuple(stats.mu.shape)} and {tuple(stats.sigma.shape)} do not fit")
         if not (stats.mu.isfinite().all() and stats.sigma.isfinite().all()):
             raise ValueError("some numbers are not finite")
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         fail(f"{path}: give a .npz with the arrays mu (D,) and sigma (D, D) ({error!r:.150})")
     return stats
 
@@ -521,7 +521,7 @@ def load_weights(network, path):
     """Fill `network` from a file of weights. Returns the first eight hexadecimal digits of its SHA-256."""
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # of many types
+    except Exception as error:  # many types are possible
         reason = " ".join(str(error).split())
         fail(f"{path}: not weights of this network; remove it, or take {RELEASE}{WEIGHTS} ({reason:.200})")
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
@@ -535,7 +535,7 @@ def load_inception(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists():
                 torch.hub.download_url_to_file(RELEASE + WEIGHTS, path, hash_prefix=RELEASED)
-        except Exception as error:  # of many types
+        except Exception as error:  # many types are possible
             instead = "give --weights FILE, or for digits, clothes and faces --features classifier"
             fail(f"{path} cannot be fetched; put {RELEASE}{WEIGHTS} there, or {instead} ({error!r:.99})")
     network = FIDInception()
@@ -636,8 +636,8 @@ def track(judge, draw, folder, epoch, count=10_000):
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        images = [draw(min(500, count - start)) for start in range(0, count, 500)]
-    values = judge(torch.cat([(chunk * 255).round().to(torch.uint8) for chunk in images]))
+        images = draw(count)
+    values = judge((images * 255).round().to(torch.uint8))
     path = Path(folder, "distances.csv")
     rows = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2).tolist() if path.exists() else []
     rows = [row for row in rows if row[0] < epoch] + [[epoch, *values]]  # a resumed run may repeat an epoch
@@ -720,7 +720,7 @@ def parse_args(argv=None):
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # of many types
+    except Exception:  # many types are possible
         fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 

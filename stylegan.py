@@ -1,55 +1,41 @@
-"""StyleGAN: a style sets the contrast of each layer's maps; 32x32 digits, 64x64 faces, folders of pictures.
+"""StyleGAN: a style for each layer, a volume knob for each feature. Digits, faces, folders of pictures.
 
     python stylegan.py                              # MNIST at 32x32, into runs/stylegan/001
     python stylegan.py --dataset faces              # the cartoon faces in data/faces, at 64x64
-    python stylegan.py --generate 64 --truncation 0.7 --checkpoint runs/stylegan/001/checkpoint.pt
+    python stylegan.py --generate 64 --truncation 0.7 --checkpoint pretrained/stylegan.pt
 
-Where does variety enter an image? In the scripts so far that start from noise, only once: z is the input of
-G's first layer. Here that input is a constant. A mapping network f turns z into w = f(z), and in each layer
-an affine map of its own, A and b, turns w into a style y: a scale and a shift for each feature map x_i.
+    z ──► mapping ──► w ───┬─────────┬──────────┬──────────┐
+                           ▼ style   ▼ style    ▼ style    ▼ style
+            constant ──► 4x4 ──►   8x8 ──►   16x16 ──►   32x32 ──► image
 
-    AdaIN(x_i, y) = (1 + y_scale,i) (x_i - mean(x_i)) / std(x_i) + y_shift,i,    y = A w + b
+Until now, z entered at the first layer, which had to settle the whole image at once. Here a constant enters,
+and every layer hears from z. A mapping network turns z into w. In each layer, an affine map of its own turns
+w into a style y = A w + b: a scale and a shift for each feature map x_i.
 
-This adaptive instance normalisation first resets a map's mean and contrast, whatever earlier styles had made
-of them. So a style says how much each map counts in the next convolution; then the next style takes over.
-That lets some layers take w from one image, the rest from another. To prepare for that, nine of ten fakes in
-training have two w, one up to a random layer, then the other: style mixing (--mixing; short runs drew better
-images without). Detail that no style decides is to come from noise: each layer adds one random picture to all
-its maps, at learned strengths; in training a new one for each image, in samples the same for all.
+    AdaIN(x_i, y) = (1 + y_scale[i]) (x_i - mean(x_i)) / std(x_i) + y_shift[i]
 
-Why map z at all? z has the same distribution whatever the data are, in a space Z; the space of w is W. If no
-old face in the data wears a cap, a G fed with z has to bend Z so that no z means that combination. With f in
-between, W can leave that corner empty. (In short runs w predicted class no better than an untrained f's w.)
+AdaIN wipes each map's mean and contrast, and the style sets new ones: a volume knob for each feature. The
+next AdaIN wipes them again, so a style directs one layer alone: shapes at low resolution, and colours and
+details at high resolution. Why w, and not z? Say no old face in the data wears a cap. A Gaussian has no hole
+where "old, with a cap" would be, so G would have to bend Z around it. W can leave that corner empty.
 
-L_D and L_G are those of vanilla_gan.py. R1, gamma / 2 E|grad_x D(x)|^2 with gamma = 10, keeps D (before its
-sigmoid) flat at real images; wgan_gp.py wants a slope of 1 between real and fake. R1 acts in every tenth
-step, tenfold. Without it, or with gamma = 0.1, short runs drew nearly one image for all z. Also new: D is
-told how much the images of a group differ (minibatch standard deviation); weights are scaled in use, so that
-all layers learn alike, f a hundred times slower (equalised rates); samples come from G's averaged weights.
+R1 adds gamma / 2 E|grad_x logit(x)|^2 to the loss of D that vanilla_gan.py has, to keep D flat at real
+images. Six more ideas have a comment where they are used, from equalised learning rates to style mixing.
 
-What to watch: interpolation.png, rows in pairs: an arc between two z above a line between their w.
-mixing.png: pairs of rows take their coarse (4x4, 8x8), middle (16x16) or fine styles from the image above,
-the rest from the left. truncation.png: w drawn towards its mean, in the last two columns past it;
---truncation 1 is w itself, 0 the mean. (Digits with 0.7: recall 0.32, not 0.46; precision 0.735, not 0.705.)
-z_share: the part of the images' variance that z decides; near 0, G ignores z. path_z, path_w: the paper's
-path lengths, but of pixels, not of features. A smaller path_w proves nothing: an untrained f has it, too.
+What to watch: mixing.png. Pairs of rows take coarse, middle and fine styles from the images at the top. Try
+--truncation 1, 0.5 and 0 in the command above: what do these cartoon faces gain, and what do they lose?
 
-Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196 (equalised rates, minibatch deviation); 2019,
-1912.04958 (R1 in few steps); Mescheder et al. 2018, 1801.04406. Departures: full size from the start, small
-networks, the gamma for 1024x1024, a first constant from N(0, 1), not ones; D halves before a stage's second
-convolution, not in it; G's step uses the fakes of D's step again; a rate of 2e-3; truncation in all layers.
+Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196; Mescheder et al. 2018, 1801.04406. Departures:
+no progressive growing; small networks; a constant from N(0, 1); D halves maps before a second convolution;
+G reuses D's fakes; R1 in every tenth step (StyleGAN2, 1912.04958), without rescaling Adam for that.
 """
 
 import argparse
 import copy
 import functools
 import hashlib
-import inspect
 import json
 import math
-import os
-import random
-import signal
 import sys
 import time
 from pathlib import Path
@@ -59,72 +45,89 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
-from torch import nn
+from torch import accelerator, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets
-from torchvision.transforms.functional import resize, to_pil_image
-from torchvision.utils import make_grid
+from torchvision.transforms.functional import resize
+from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Settings
 
+SCRIPT = "stylegan"
+FACES = {"image_size": 64, "width": 16, "epochs": 30}  # settings for the cartoons, where none are given
+DEFAULTS = {"faces": FACES, "celeba": {"image_size": 64}, "folder": {"image_size": 64}}
+CELEBA = Path("celeba", "img_align_celeba")  # where torchvision has its pictures, in --data-dir
+
+
+def positive(text):
+    """A number above 0."""
+    if not 0 < float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
+    return float(text)
+
+
+def non_negative(text):
+    """A number, at least 0."""
+    return 0.0 if float(text) == 0 else positive(text)
+
+
+def count(text):
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
+    return int(text)
+
 
 def add_flags(add):
-    """The flags, those of this script's idea first; `add` is argparse's parser.add_argument."""
-    add("--mapping-layers", type=int, default=8, help="layers from z to w; 0: w is z, scaled")
-    add("--mixing", type=float, default=0.9, help="share of fakes in training made from two w; 0: none")
+    """The flags, this script's own first; `add` is argparse's parser.add_argument."""
+    add("--mapping-layers", type=int, default=8, choices=range(9), help="layers from z to w; 0: none")
+    add("--mixing", type=non_negative, default=0.9, help="share of training's fakes that have two w, 0 to 1")
     add("--no-noise", action="store_true", help="no noise in the layers")
-    add("--r1-weight", type=float, default=10.0, help="gamma, the weight of R1; 0: none")
-    every = "R1 in each Kth step, K times as strong; history.csv has its mean, so K should divide 20"
-    add("--r1-every", type=int, default=10, metavar="K", help=every)
-    add("--ema-images", type=int, default=10000, help="images until an old generator has half its weight")
-    psi = "psi for --generate, 0 or more: below 1, w moves to its mean; None: 1"
-    add("--truncation", type=float, help=psi)
-    add("--image-size", type=int, help="32, 64, 128 or 256; None: 64 for faces, celeba, folder, else 32")
-    width = "channels of the largest maps, elsewhere at most 4 times that; None: 32, with --dataset faces 16"
-    add("--width", type=int, help=width)
-    add("--epochs", type=int, help="passes over the training set; None: 5, and 30 with --dataset faces")
-    add("--max-steps", type=int, help="stop after this many steps, if that comes sooner")
-    add("--lr-g", type=float, default=2e-3, help="Adam's learning rate for the generator")
-    add("--lr-d", type=float, default=2e-3, help="Adam's learning rate for the discriminator")
-    add("--batch-size", type=int, default=32, help="images per step, a multiple of 2 or 3")
-    add("--latent-dim", type=int, default=128, help="length of the noise vector z and of w")
+    add("--r1-weight", type=non_negative, default=10.0, help="gamma, the weight of R1")
+    add("--r1-every", type=count, default=10, metavar="K", help="R1 in every Kth step, K times as strong")
+    add("--ema-images", type=count, default=10_000, help="half-life of the weights' average, in images")
+    add("--truncation", type=non_negative, help="psi, for --generate: below 1, w moves to its mean; None: 1")
+    add("--image-size", type=int, default=32, choices=[32, 64, 128, 256], help="faces, celeba, folder: 64")
+    add("--width", type=count, default=32, help="channels at full size, up to 4 times that below; faces: 16")
+    add("--epochs", type=count, default=5, help="passes over the training images; faces: 30")
+    add("--lr-g", type=positive, default=2e-3, help="Adam's learning rate for the generator")
+    add("--lr-d", type=positive, default=2e-3, help="Adam's learning rate for the discriminator")
+    add("--batch-size", type=count, default=32, help="images per step, a multiple of 2 or 3")
+    add("--latent-dim", type=count, default=128, help="length of the noise vector z, and of w")
     choices = ["mnist", "fashion_mnist", "cifar10", "faces", "celeba", "folder"]
     add("--dataset", choices=choices, default="mnist", help="what to train on")
-    add("--data-dir", default="data", help="where the data set, or the folder of images, is")
-    add("--fid-every", type=int, metavar="K", help="every K epochs: distance, precision, recall, by fid.py")
-    add("--fid-samples", type=int, default=10000, metavar="N", help="how many samples it measures")
-    add("--device", default="auto", help="auto takes cuda, then mps, then cpu; or any torch device string")
-    bf16 = "bf16 is faster only where the processor computes in it: benchmark.py tells"
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help=bf16)
+    add("--data-dir", default="data", help="where the data set, or your folder, is")
+    add("--limit", type=count, metavar="N", help="train on N of the images only, for a quick look")
+    add("--fid-every", type=count, metavar="K", help="every K epochs, measure samples with fid.py")
+    add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
+    add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on some processors")
     add("--seed", type=int, default=42, help="all randomness follows from it")
-    add("--out-dir", help="a new folder for the run; None: the next free number in runs/<script>")
-    add("--resume", metavar="PATH", help="go on from this checkpoint.pt, with its settings and in its folder")
-    add("--generate", type=int, metavar="N", help="no training: write N images, with --checkpoint")
+    add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
+    add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
+    add("--generate", type=count, metavar="N", help="no training: write N images, with --checkpoint")
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate uses")
-
-
-MAY_BE_ZERO = ["mapping_layers", "mixing", "truncation", "r1_weight"]  # of the flags that are numbers
 
 
 # %% Networks
 
-GAIN = math.sqrt(2)  # roughly keeps the size of activations through a LeakyReLU
+GAIN = math.sqrt(2)  # keeps activations at about the same size through a LeakyReLU
 
 
 class EqualLinear(nn.Module):
-    """(N, inputs) to (N, outputs). Weights are stored as N(0, 1) and scaled in use.
+    """(N, inputs) to (N, outputs), with an equalised learning rate.
 
-    Adam's steps are about as large for all parameters. As all stored weights are of one size, each layer
-    changes by about the same fraction per step: equalised learning rates. With `lr_mul` 0.01 they are stored
-    as N(0, 100^2), and the layer learns at a hundredth of the rate, as the paper has it for the mapping.
+    Adam moves all weights by about the same amount, so small ones change faster for their size. Here all are
+    stored as N(0, 1), and forward multiplies them by the usual 1 / sqrt(inputs). With lr_mul = 0.01 they are
+    stored as N(0, 100^2), and the layer learns a hundred times slower.
     """
 
     def __init__(self, inputs, outputs, gain=1.0, lr_mul=1.0):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_mul)
         self.bias = nn.Parameter(torch.zeros(outputs))
-        self.scale, self.lr_mul = gain / math.sqrt(inputs) * lr_mul, lr_mul
+        self.scale = gain / math.sqrt(inputs) * lr_mul
+        self.lr_mul = lr_mul
 
     def forward(self, x):
         return F.linear(x, self.weight * self.scale, self.bias * self.lr_mul)
@@ -137,156 +140,151 @@ class EqualConv2d(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
-        self.scale, self.padding = gain / (kernel * math.sqrt(inputs)), kernel // 2
+        self.scale = gain / (kernel * math.sqrt(inputs))
+        self.padding = kernel // 2
 
     def forward(self, x):
         return F.conv2d(x, self.weight * self.scale, self.bias, padding=self.padding)
 
 
 class Blur(nn.Module):
-    """Maps (N, C, H, W) smoothed with [1, 2, 1] / 4 in both directions, and padded with zeros."""
+    """Smooths feature maps (N, C, H, W) with [1, 2, 1] / 4 in both directions, each map by itself."""
 
     def __init__(self):
         super().__init__()
         row = torch.tensor([1.0, 2.0, 1.0]) / 4
-        self.register_buffer("kernel", row * row[:, None], persistent=False)
+        self.register_buffer("kernel", row * row[:, None], persistent=False)  # (3, 3)
 
     def forward(self, x):
-        return F.conv2d(x, self.kernel.expand(x.shape[1], 1, 3, 3), padding=1, groups=x.shape[1])
+        channels = x.shape[1]
+        return F.conv2d(x, self.kernel.expand(channels, 1, 3, 3), padding=1, groups=channels)
 
 
 def adain(x, style):
-    """Equation 1: maps x (N, C, H, W), given the means and the contrasts that a style (N, 2C) asks for.
+    """Normalises each of the maps x (N, C, H, W), then scales and shifts it as its style (N, 2C) says."""
+    y_scale, y_shift = style[:, :, None, None].chunk(2, 1)  # each (N, C, 1, 1)
+    # One group for each map: the same as F.instance_norm, which is slower with channels last.
+    return (1 + y_scale) * F.group_norm(x, x.shape[1], eps=1e-8) + y_shift
 
-    The first half of the style plus 1 is the standard deviation of each map, the second half its mean.
+
+class StyledLayer(nn.Module):
+    """Feature maps (N, inputs, H, W) and w (N, latent_dim) to feature maps (N, outputs, side, side)."""
+
+    def __init__(self, inputs, outputs, latent_dim, side, conv=True, up=False, noise=True):
+        super().__init__()
+        self.up = nn.Upsample(scale_factor=2) if up else nn.Identity()
+        self.conv = EqualConv2d(inputs, outputs, 3, bias=False) if conv else nn.Identity()
+        self.blur = Blur() if up else nn.Identity()  # hides that each pixel was doubled to a block of 2x2
+        self.strength = nn.Parameter(torch.zeros(outputs, 1, 1)) if noise else None
+        self.bias = nn.Parameter(torch.zeros(outputs, 1, 1))
+        self.style = EqualLinear(latent_dim, 2 * outputs)  # y = A w + b
+        self.register_buffer("noise", torch.randn(1, 1, side, side))  # for eval mode
+
+    def forward(self, x, w):
+        x = self.blur(self.conv(self.up(x)))
+        if self.strength is not None:
+            # Where a single hair lies is random, and w need not store it. So a random picture is added to all
+            # maps, at a strength that each map learns. In training every image gets a new one.
+            noise = torch.randn(len(x), 1, *x.shape[2:], device=x.device) if self.training else self.noise
+            x = x + self.strength * noise
+        return adain(F.leaky_relu(x + self.bias, 0.2), self.style(w))
+
+
+class GroupDeviation(nn.Module):
+    """Minibatch standard deviation: one more map beside (N, C, H, W), of how much a group's images differ.
+
+    D judges one image at a time, and would never notice that all fakes are alike. So each group of four
+    images gets its standard deviation, averaged over channels and pixels, as a map of a single value.
     """
-    scale, shift = style[:, :, None, None].chunk(2, 1)
-    # A group for each map is instance normalisation, and faster than F.instance_norm with channels last.
-    return F.group_norm(x, x.shape[1], eps=1e-8) * (1 + scale) + shift
+
+    def forward(self, x):
+        images = max(number for number in (1, 2, 3, 4) if len(x) % number == 0)  # in a group
+        groups = x.unflatten(0, (images, -1))  # of 8 images, [:, 0] has 0, 2, 4 and 6, and [:, 1] the others
+        deviation = (groups.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))  # one number for each group
+        extra = deviation.repeat(images).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])  # (N, 1, H, W)
+        return torch.cat([x, extra], 1)
+
+
+def channels_at(size, width):
+    """Channels at each resolution; for size 32 and width 32 {4: 128, 8: 128, 16: 64, 32: 32}."""
+    sides = [side for side in (4, 8, 16, 32, 64, 128, 256) if side <= size]
+    return {side: min(width * size // side, 4 * width) for side in sides}
 
 
 class Mapping(nn.Module):
-    """Noise z (N, latent_dim), each scaled to a mean square of 1, to w (N, latent_dim)."""
+    """Noise z (N, latent_dim), scaled to a mean square of 1, to w (N, latent_dim)."""
 
     def __init__(self, latent_dim=128, layers=8):
         super().__init__()
         self.layers = nn.Sequential()
         for _ in range(layers):
-            self.layers.extend([EqualLinear(latent_dim, latent_dim, GAIN, 0.01), nn.LeakyReLU(0.2)])
+            self.layers.append(EqualLinear(latent_dim, latent_dim, gain=GAIN, lr_mul=0.01))
+            self.layers.append(nn.LeakyReLU(0.2))
 
     def forward(self, z):
         return self.layers(z * (z.square().mean(1, keepdim=True) + 1e-8).rsqrt())
 
 
-class StyledLayer(nn.Module):
-    """Maps (N, inputs, H, W) and w (N, latent_dim) to maps (N, outputs, size, size)."""
-
-    def __init__(self, inputs, outputs, latent_dim, size, conv=True, up=False, noise=True):
-        super().__init__()
-        self.conv = EqualConv2d(inputs, outputs, 3, bias=False) if conv else nn.Identity()
-        self.strength = nn.Parameter(torch.zeros(outputs, 1, 1)) if noise else None
-        self.bias = nn.Parameter(torch.zeros(outputs, 1, 1))
-        self.style = EqualLinear(latent_dim, 2 * outputs)  # A and b of equation 1
-        self.register_buffer("noise", torch.randn(1, 1, size, size))  # in eval mode, always the same
-        self.up = nn.Upsample(scale_factor=2) if up else nn.Identity()  # each pixel becomes 2x2 equal ones
-        self.blur = Blur() if up else nn.Identity()
-
-    def forward(self, x, w):
-        x = self.blur(self.conv(self.up(x)))
-        if self.strength is not None:
-            fresh = torch.randn(len(x), 1, *x.shape[2:], device=x.device) if self.training else self.noise
-            x = x + self.strength * fresh
-        return adain(F.leaky_relu(x + self.bias, 0.2), self.style(w))
-
-
-def widths(size, width, most):
-    """Channels at each side: `width` at `size`, doubled at each halving down to 4, at most `most`."""
-    sides = [2**k for k in range(2, int(math.log2(size)) + 1)]  # 4, 8, ..., size
-    return {side: min(width * size // side, most or 4 * width) for side in sides}
-
-
 class Synthesis(nn.Module):
-    """A w for each layer (N, layers, latent_dim) to images (N, channels, size, size).
+    """A w for each layer (N, layers, latent_dim) to images (N, channels, size, size); in eval, in [-1, 1]."""
 
-    Unbounded in training; in eval mode cut to [-1, 1], and with the same noise for all images.
-    """
-
-    def __init__(self, size=32, width=32, latent_dim=128, channels=1, noise=True, most=None):
+    def __init__(self, size=32, width=32, latent_dim=128, channels=1, noise=True):
         super().__init__()
-        stages = widths(size, width, most)
-        inputs = stages[4]
-        self.constant = nn.Parameter(torch.randn(1, inputs, 4, 4))
+        widths = channels_at(size, width)
+        self.constant = nn.Parameter(torch.randn(1, widths[4], 4, 4))
         self.layers = nn.ModuleList()  # two at each resolution
-        for side, outputs in stages.items():
-            grow = side > 4  # at 4x4, the constant stands for what was doubled and convolved
-            self.layers.append(StyledLayer(inputs, outputs, latent_dim, side, grow, grow, noise))
+        for side, outputs in widths.items():
+            inputs = widths[max(4, side // 2)]
+            up = side > 4  # at 4x4 there is nothing to double and convolve yet, only the constant
+            self.layers.append(StyledLayer(inputs, outputs, latent_dim, side, conv=up, up=up, noise=noise))
             self.layers.append(StyledLayer(outputs, outputs, latent_dim, side, noise=noise))
-            inputs = outputs
         self.to_rgb = EqualConv2d(width, channels, 1, gain=1.0)
 
     def forward(self, ws):
         x = self.constant.expand(len(ws), -1, -1, -1)  # (N, C, 4, 4)
         for layer, w in zip(self.layers, ws.unbind(1)):
             x = layer(x, w)  # (N, C, 4, 4), (N, C, 4, 4), (N, C, 8, 8), (N, C, 8, 8), ...
-        x = self.to_rgb(x)  # (N, channels, size, size)
-        return x if self.training else x.clamp(-1, 1)
+        images = self.to_rgb(x)  # no tanh, as in the paper: D teaches G the range
+        return images if self.training else images.clamp(-1, 1)
 
 
 class Generator(nn.Module):
-    """Noise z (N, latent_dim) to images; with psi (N, 1), w is moved to w_avg + psi (w - w_avg) first.
+    """Noise z (N, latent_dim) to images (N, channels, size, size)."""
 
-    w_avg is the running mean of w in training. This is the truncation trick, here in all layers.
-    """
-
-    def __init__(
-        self, size=32, width=32, latent_dim=128, channels=1, mapping_layers=8, noise=True, most=None
-    ):
+    def __init__(self, size=32, width=32, latent_dim=128, channels=1, mapping_layers=8, noise=True):
         super().__init__()
         self.latent_dim = latent_dim
         self.mapping = Mapping(latent_dim, mapping_layers)
-        self.synthesis = Synthesis(size, width, latent_dim, channels, noise, most)
-        self.register_buffer("w_avg", torch.zeros(latent_dim))
+        self.synthesis = Synthesis(size, width, latent_dim, channels, noise=noise)
+        self.register_buffer("w_avg", torch.zeros(latent_dim))  # the running mean of w in training
 
-    def forward(self, z, psi=None):
-        w = self.mapping(z)
-        if psi is not None:
-            w = torch.lerp(self.w_avg.expand_as(w), w, psi)
-        return self.synthesis(self.spread(w))
+    def ws(self, z, psi=1.0):
+        """The w of each z (N, latent_dim), the same for all layers: (N, layers, latent_dim).
 
-    def spread(self, w):
-        """The same w (N, latent_dim) for all layers: (N, layers, latent_dim)."""
+        Truncation: far from its mean, w was rare in training, and images are often bad. With psi below 1, w
+        moves to w_avg + psi (w - w_avg), for better, more ordinary images. The paper spares fine layers.
+        """
+        w = torch.lerp(self.w_avg, self.mapping(z), psi)
         return w[:, None].expand(-1, len(self.synthesis.layers), -1)
 
-
-class GroupDeviation(nn.Module):
-    """Maps (N, C, H, W) and one more: how much the images of a group differ, the same number everywhere.
-
-    It is the standard deviation over the group, averaged over C, H and W. The size of a group is the first of
-    4, 3 and 2 that divides N; one of 4 has the images n, n + N/4, n + N/2 and n + 3N/4. So D notices if all
-    fakes are alike.
-    """
-
-    def forward(self, x):
-        size = next(size for size in (4, 3, 2, 1) if len(x) % size == 0)
-        groups = x.unflatten(0, (size, -1))
-        deviation = (groups.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))
-        return torch.cat([x, deviation.repeat(size)[:, None, None, None].expand(-1, 1, *x.shape[2:])], 1)
+    def forward(self, z):
+        return self.synthesis(self.ws(z))
 
 
 class Discriminator(nn.Module):
-    """Images (N, channels, size, size) to logits (N, 1); their sigmoid is the probability of "real"."""
+    """Images (N, channels, size, size) to logits (N, 1); the sigmoid of a logit says how likely "real" is."""
 
-    def __init__(self, size=32, width=32, channels=1, most=None):
+    def __init__(self, size=32, width=32, channels=1):
         super().__init__()
-        stages = widths(size, width, most)
+        widths = channels_at(size, width)
         layers = [EqualConv2d(channels, width, 1), nn.LeakyReLU(0.2)]  # (N, width, size, size)
-        for side in sorted(stages, reverse=True)[:-1]:  # size, ..., 16, 8
-            now, after = stages[side], stages[side // 2]
-            layers += [EqualConv2d(now, now, 3), nn.LeakyReLU(0.2), Blur(), nn.AvgPool2d(2)]
-            layers += [EqualConv2d(now, after, 3), nn.LeakyReLU(0.2)]  # (N, after, side / 2, side / 2)
-        layers += [GroupDeviation(), EqualConv2d(stages[4] + 1, stages[4], 3), nn.LeakyReLU(0.2)]
-        layers += [nn.Flatten(), EqualLinear(16 * stages[4], stages[4], GAIN), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers, EqualLinear(stages[4], 1))  # (N, 1)
+        for side in sorted(widths, reverse=True)[:-1]:  # size, ..., 16, 8
+            layers += [EqualConv2d(widths[side], widths[side], 3), nn.LeakyReLU(0.2), Blur(), nn.AvgPool2d(2)]
+            layers += [EqualConv2d(widths[side], widths[side // 2], 3), nn.LeakyReLU(0.2)]  # at half the side
+        last = widths[4]
+        layers += [GroupDeviation(), EqualConv2d(last + 1, last, 3), nn.LeakyReLU(0.2)]  # (N, last, 4, 4)
+        layers += [nn.Flatten(), EqualLinear(16 * last, last, gain=GAIN), nn.LeakyReLU(0.2)]  # (N, last)
+        self.layers = nn.Sequential(*layers, EqualLinear(last, 1))  # (N, 1)
 
     def forward(self, images):
         return self.layers(images)
@@ -296,105 +294,329 @@ class Discriminator(nn.Module):
 
 
 def discriminator_loss(real_logits, fake_logits):
-    """E[softplus(-D(x))] + E[softplus(D(G(z)))]: the cross-entropy of real images at 1 and fakes at 0."""
+    """L_D = -E[log D(x)] - E[log(1 - D(G(z)))]: of sigmoid(logit), -log is softplus(-logit)."""
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
 def generator_loss(fake_logits):
-    """The non-saturating loss E[softplus(-D(G(z)))] = -E[log sigmoid(D(G(z)))]."""
+    """L_G = -E[log D(G(z))], the non-saturating loss."""
     return F.softplus(-fake_logits).mean()
 
 
 def r1_penalty(discriminator, real):
-    """E |grad_x D(x)|^2 at real images (N, C, H, W), the sum over all pixels of an image; in fp32.
+    """E|grad_x D(x)|^2 at real images (N, C, H, W), where D is the logit; |.|^2 is a sum over all pixels.
 
-    The gradient is that of the sum of all logits: an image also moves those of its group (GroupDeviation).
+    Once fakes match real images, G should stop. But where D still has a slope, it keeps pushing G away.
     """
     real = real.detach().requires_grad_()
-    with fp32():
-        (gradient,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
+    # The sum gives every image its own gradient; create_graph, so that the penalty can be minimised itself.
+    (gradient,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()
 
 
 # %% Training step
 
-# What a step reports, grouped by the panels of losses.png.
-PANELS = {"loss": ("d_loss", "g_loss"), "probability": ("d_real", "d_fake"), "penalty": ("r1",)}
-PANELS |= {"diversity": ("diversity",)}
-METRICS = [name for names in PANELS.values() for name in names]
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["r1"], ["diversity"]]  # of a step, as in losses.png
 
 
 def mix(w1, w2, layers, mixing):
-    """(N, layers, latent_dim): w1; for a share `mixing` of the images, w2 from a random layer on."""
-    cut = torch.randint(1, layers, (len(w1), 1, 1), device=w1.device)
-    alone = torch.rand(len(w1), 1, 1, device=w1.device) >= mixing
-    number = torch.arange(layers, device=w1.device)[:, None]
-    return torch.where(alone | (number < cut), w1[:, None], w2[:, None])
+    """Style mixing: a share `mixing` of the images switches from w1 to w2 at a random layer.
+
+    So no layer can rely on what another was told. Returns (N, layers, latent_dim).
+    """
+    cut = torch.randint(1, layers, (len(w1), 1), device=w1.device)  # the first layer with w2
+    unmixed = torch.rand(len(w1), 1, device=w1.device) >= mixing
+    # With 4 layers and cut = [[1], [3]], first = [[True, False, False, False], [True, True, True, False]].
+    first = torch.arange(layers, device=w1.device) < cut  # (N, layers): where w1 goes
+    use_w1 = (first | unmixed)[:, :, None]  # (N, layers, 1)
+    return torch.where(use_w1, w1[:, None], w2[:, None])
 
 
 @torch.no_grad()
 def average(ema, generator, decay):
-    """The weights of `ema` become decay * old + (1 - decay) * the generator's; its buffers are copied."""
+    """Moves `ema` towards the generator: G wobbles from step to step, and its average hardly does."""
     for mean, new in zip(ema.parameters(), generator.parameters()):
         mean.lerp_(new, 1 - decay)
     for mean, new in zip(ema.buffers(), generator.buffers()):
         mean.copy_(new)
 
 
-def train_step(generator, discriminator, ema, optimizer_g, optimizer_d, real, mixing, r1_weight, ema_decay):
-    """Update the discriminator, then the generator and its average `ema`, on a batch `real` (N, C, H, W).
+def train_step(
+    generator, discriminator, optimizer_g, optimizer_d, ema, real, mixing, r1_weight, ema_images, precision
+):
+    """One step of D, then one of G, on images `real` (N, C, H, W) in [-1, 1]. Returns the metrics."""
+    bf16 = precision == "bf16"
 
-    `real` is in [-1, 1]; `r1_weight` is 0 in the steps without the penalty. Returns the METRICS, detached.
-    """
-    # Two w for each image: the second is for the later layers of those that are mixed.
+    # Two w for each image. The mapping, and R1 below, are never in bf16.
     z = torch.randn(2 * len(real), generator.latent_dim, device=real.device)
     w1, w2 = generator.mapping(z).chunk(2)
-    generator.w_avg.lerp_(w1.detach().mean(0), 0.005)  # a mean over about 200 steps
-    fake = generator.synthesis(mix(w1, w2, len(generator.synthesis.layers), mixing))
+    generator.w_avg.lerp_(w1.detach().mean(0), 0.005)
+    ws = mix(w1, w2, len(generator.synthesis.layers), mixing)
 
-    # The discriminator learns to tell real from fake, and in some steps to be flat at real images.
-    real_logits, fake_logits = discriminator(real), discriminator(fake.detach())
-    d_loss, r1 = discriminator_loss(real_logits, fake_logits), torch.zeros((), device=real.device)
-    if r1_weight > 0:
-        r1 = r1_weight / 2 * r1_penalty(discriminator, real)
+    # D learns to tell real from fake. Detached, the fakes carry no gradient back to G.
+    with torch.autocast(real.device.type, torch.bfloat16, enabled=bf16):
+        fake = generator.synthesis(ws).float()
+        real_logits = discriminator(real).float()
+        fake_logits = discriminator(fake.detach()).float()
+    d_loss = discriminator_loss(real_logits, fake_logits)
+    r1 = r1_weight / 2 * r1_penalty(discriminator, real) if r1_weight > 0 else real.new_zeros(())
     optimizer_d.zero_grad()
     (d_loss + r1).backward()
     optimizer_d.step()
 
-    # The generator learns to fool the updated discriminator, frozen here. The fakes still have their graph.
+    # G learns to fool the updated D, which is frozen now; the fakes are the same.
     discriminator.requires_grad_(False)
-    g_loss = generator_loss(discriminator(fake))
+    with torch.autocast(real.device.type, torch.bfloat16, enabled=bf16):
+        g_loss = generator_loss(discriminator(fake).float())
     optimizer_g.zero_grad()
     g_loss.backward()
     optimizer_g.step()
     discriminator.requires_grad_(True)
-    average(ema, generator, ema_decay)
+    average(ema, generator, decay=0.5 ** (len(real) / ema_images))
+
+    metrics = {"d_loss": d_loss, "g_loss": g_loss}
+    metrics |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
+    metrics["r1"] = r1  # 0 in most steps, but K-fold in every Kth: its mean is gamma / 2 E|grad_x D(x)|^2
+    metrics["diversity"] = (fake.var(0).mean() / real.var(0).mean()).sqrt()  # 1: fakes vary as real images do
+    return {name: value.detach() for name, value in metrics.items()}  # .item() would wait for the GPU
+
+
+# %% Training
+
+
+def make_generator(args):
+    """A generator with the settings of a run."""
+    channels = 1 if "mnist" in args.dataset else 3
+    sizes = args.image_size, args.width, args.latent_dim, channels
+    return Generator(*sizes, mapping_layers=args.mapping_layers, noise=not args.no_noise)
+
+
+def build(args):
+    """The networks and optimisers of a run, by the names of train_step's arguments."""
+    torch.manual_seed(args.seed)
+    generator = make_generator(args)
+    discriminator = Discriminator(args.image_size, args.width, 1 if "mnist" in args.dataset else 3)
+    for network in generator, discriminator:
+        network.to(args.device, memory_format=torch.channels_last)  # faster convolutions
+    adam = {"betas": (0.0, 0.99), "fused": True}  # fused: faster
     return {
-        "d_loss": d_loss.detach(),
-        "g_loss": g_loss.detach(),
-        "d_real": real_logits.detach().sigmoid().mean(),
-        "d_fake": fake_logits.detach().sigmoid().mean(),
-        "r1": r1.detach(),
-        # Root mean square distance of two fakes, over that of two real images: 0 if all fakes are alike.
-        "diversity": (fake.detach().var(0, correction=0).mean() / real.var(0, correction=0).mean()).sqrt(),
+        "generator": generator,
+        "discriminator": discriminator,
+        "optimizer_g": torch.optim.Adam(generator.parameters(), args.lr_g, **adam),
+        "optimizer_d": torch.optim.Adam(discriminator.parameters(), args.lr_d, **adam),
+        "ema": copy.deepcopy(generator).requires_grad_(False),
     }
 
 
-# %% Folders: pictures in sheets, or in files that are decoded once
+def train(args):
+    """Train from the start, or go on from the checkpoint args.resume."""
+    images = load_images(args)
+    batch_size = min(args.batch_size, len(images))
+    if batch_size % 2 and batch_size % 3:
+        fail(f"--batch-size, --limit: D compares images in groups of 4, 3 or 2, and {batch_size} has none")
+    if args.mixing > 1:
+        fail("--mixing: a share is at most 1")
+    parts = build(args)
+    ema = parts["ema"]  # the averaged generator, which draws the samples
+    history = []  # the mean metrics of each epoch
+    if args.resume:
+        history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
+        parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
+        parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
+    if len(history) >= args.epochs:
+        fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
+    if args.fid_every:
+        import fid
+
+        judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
+    folder = open_folder(args, f"runs/{SCRIPT}")
+    (folder / "samples").mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
+    print(f"{len(images):,} images, on {args.device}, into {folder}")
+
+    for epoch in range(len(history) + 1, args.epochs + 1):
+        torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
+        order = torch.randperm(len(images)).to(args.device)
+        batches = order.split(batch_size)[: len(images) // batch_size]  # whole ones only
+        settings = {"mixing": args.mixing, "ema_images": args.ema_images, "precision": args.precision}
+        metrics, start = [], time.perf_counter()
+        bar = tqdm(batches, f"epoch {epoch}", leave=False)
+        for step, batch in enumerate(bar, start=(epoch - 1) * len(batches)):
+            real = images[batch] / 127.5 - 1
+            r1_weight = args.r1_weight * args.r1_every if step % args.r1_every == 0 else 0.0
+            metrics.append(train_step(**parts, real=real, r1_weight=r1_weight, **settings))
+
+        means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}
+        history.append({"epoch": epoch} | means)
+        text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
+        print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
+        draw(ema, folder, epoch, args)
+        plot(history, folder)
+        if args.fid_every and epoch % args.fid_every == 0:
+            fid.track(judge, lambda n: sample(ema, torch.randn(n, args.latent_dim)), folder, epoch)
+        save(parts, history, folder, args)
+
+
+# %% Data, pictures, files
+
+
+def fail(message, status=2):
+    """End the program with one line on stderr."""
+    tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def load_images(args):
+    """The training images as bytes (N, C, image_size, image_size), all of them on the device."""
+    size = [args.image_size, args.image_size]
+    torch.manual_seed(args.seed)
+    if args.dataset in ("celeba", "folder"):
+        folder = Path(args.data_dir, CELEBA if args.dataset == "celeba" else "")
+        pictures = [*list_pictures(folder).items()]
+        if not pictures:
+            fail(f"--data-dir: no pictures in {folder}; give a folder with {', '.join(SUFFIXES)}")
+        chosen = [pictures[number] for number in torch.randperm(len(pictures))[: args.limit].tolist()]
+        return read_pictures(dict(chosen), args.image_size).to(args.device)
+    images = read_sheets(args) if args.dataset == "faces" else read_dataset(args)
+    images = images[torch.randperm(len(images))[: args.limit]]
+    if "mnist" in args.dataset:
+        images = F.pad(images, (2, 2, 2, 2))  # 28x28 to 32x32
+    chunks = images.split(1000)  # resize makes floats of a chunk
+    return torch.cat([resize(chunk, size, antialias=True) for chunk in chunks]).to(args.device)
+
+
+def read_dataset(args, train=True):
+    """Digits, clothes or CIFAR-10's pictures (N, C, H, W), as they are."""
+    names = {"fashion_mnist": "FashionMNIST", "mnist": "MNIST", "cifar10": "CIFAR10"}
+    dataset_class = getattr(datasets, names[args.dataset])
+    try:
+        images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
+    except Exception as error:  # many types are possible
+        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
+    return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
+
+
+def read_sheets(args, pattern="train_??.webp"):
+    """The cartoon faces (N, 3, 64, 64) of data/faces: a sheet has 32 rows of 32."""
+    folder = Path(args.data_dir, "faces")
+    try:
+        sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
+        faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
+    except (OSError, ValueError) as error:
+        hint = "copy data/faces of the collection there, or give --dataset folder for pictures of your own"
+        fail(f"--data-dir: {folder} has no sheets of faces; {hint} ({error!r:.99})")
+    return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
+
+
+@torch.no_grad()
+def sample(generator, z):
+    """Images (N, C, H, W) in [0, 1], on the CPU; in eval mode, so that each depends on its own z alone."""
+    training, device = generator.training, next(generator.parameters()).device
+    generator.eval()
+    images = torch.cat([generator(chunk.to(device)).cpu() for chunk in z.split(500)])
+    generator.train(training)
+    return images / 2 + 0.5
+
+
+@torch.no_grad()
+def draw(generator, folder, epoch, args):
+    """Write the samples of an epoch, always from the same z, progress.gif, and three pictures of styles."""
+    rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
+    z = torch.randn(64, args.latent_dim, generator=rng).to(args.device)
+    save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
+    paths = sorted((folder / "samples").glob("epoch_*.png"))
+    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
+    frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
+
+    # Pairs of rows with the same ends: an arc in Z, where each z is from N(0, I), and a straight line in W.
+    t, rows = torch.linspace(0, 1, 10, device=z.device)[:, None], []
+    for z1, z2 in z[:8].split(2):
+        arc = (t * math.pi / 2).cos() * z1 + (t * math.pi / 2).sin() * z2
+        w1, w2 = generator.ws(torch.stack([z1, z2]))  # each (layers, latent_dim)
+        rows += [generator.ws(arc), torch.lerp(w1, w2, t[:, None])]  # each (10, layers, latent_dim)
+    save_image(sample(generator.synthesis, torch.cat(rows)), folder / "interpolation.png", nrow=10)
+
+    # Six images on the left take the w of some layers from six at the top.
+    left, top = generator.ws(z[:12]).split(6)  # each (6, layers, latent_dim)
+    coarse, middle, fine = slice(0, 4), slice(4, 6), slice(6, None)  # layers: 4x4 and 8x8; 16x16; the others
+    rows = [top[:1], top]  # the first is for the corner
+    for row, layers in enumerate([coarse, coarse, middle, middle, fine, fine]):
+        mixed = left[row].repeat(6, 1, 1)
+        mixed[:, layers] = top[:, layers]
+        rows += [left[row : row + 1], mixed]
+    images = sample(generator.synthesis, torch.cat(rows))
+    images[0] = 0
+    save_image(images, folder / "mixing.png", nrow=7)
+
+    # A column for each psi. Below 0, w passes its mean, to the opposite of the first column.
+    columns = [generator.ws(z[:6], psi) for psi in (1, 0.7, 0.5, 0.3, 0, -0.5, -1)]
+    ws = torch.stack(columns, 1).flatten(0, 1)  # (6 * 7, layers, latent_dim), row by row
+    save_image(sample(generator.synthesis, ws), folder / "truncation.png", nrow=7)
+
+
+def plot(history, folder):
+    """Write the means of each epoch into history.csv and losses.png."""
+    rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
+    (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
+    figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
+    for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
+        values = [[means[name] for name in names] for means in history]
+        axis.plot(range(1, len(history) + 1), values, ".-", label=names)
+        axis.locator_params("x", integer=True)
+        axis.set_xlabel("epoch")
+        axis.legend()
+    figure.savefig(folder / "losses.png")
+
+
+def open_folder(args, parent):
+    """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
+    if args.resume and not args.out_dir:
+        return Path(args.resume).parent
+    numbered = (Path(parent, f"{number:03d}") for number in range(1, 1000))
+    folder = Path(args.out_dir or next(path for path in numbered if not path.exists()))
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        fail(f"--out-dir: {folder}: {error.strerror}; name a new folder")
+    return folder
+
+
+def save(parts, history, folder, args):
+    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
+    networks = [module for module in parts.values() if isinstance(module, nn.Module)]
+    if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
+        fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
+    not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this command, not of the run
+    settings = {name: value for name, value in vars(args).items() if name not in not_saved}
+    checkpoint = {name: module.state_dict() for name, module in parts.items()}
+    checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
+    torch.save(checkpoint, folder / "checkpoint.tmp")
+    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
+
+
+def load_checkpoint(path, **modules):
+    """A checkpoint of this script; networks and optimisers given by name are loaded from it."""
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)  # runs no code from the file
+        if checkpoint["script"] != SCRIPT:
+            raise ValueError(f"it is one of {checkpoint['script']}.py")
+        for name, module in modules.items():
+            module.load_state_dict(checkpoint[name])
+    except Exception as error:  # many types are possible
+        fail(f"{path}: give a checkpoint.pt of {SCRIPT}.py that fits ({error!r:.200})")
+    return checkpoint
+
+
+def load_generator(path, device="cpu"):
+    """The averaged generator of a checkpoint: sample(load_generator(path), torch.randn(64, 128))."""
+    generator = make_generator(argparse.Namespace(**load_checkpoint(path)["settings"]))
+    load_checkpoint(path, ema=generator)
+    return generator.to(device).eval()
+
+
+# %% Folders: pictures are decoded once, into a file
 
 SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
-CACHE = Path("data", "cache")  # decoded pictures
-
-
-def read_sheets(folder, name):
-    """The faces of the sheets `name` in a folder, uint8 (N, 3, 64, 64): a sheet has 32 rows of 32 faces."""
-    sheets = sorted(folder.glob(name))
-    try:
-        faces = np.stack([np.asarray(Image.open(sheet)) for sheet in sheets]).reshape(-1, 32, 64, 32, 64, 3)
-    except (OSError, ValueError) as error:
-        hint = "copy data/faces of this script's repository there"
-        fail(f"--data-dir: {folder} has no sheets of faces; {hint} ({error!r:.90})")
-    return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
 
 
 def to_rgb(image):
@@ -408,508 +630,105 @@ def to_rgb(image):
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def count_cores():
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def list_pictures(folder):
+    """The pictures in a folder and below it, hidden ones left out: a dict of their names and their paths."""
+    folder, pictures = Path(folder).resolve(), {}
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        hidden = any(name[0] == "." for name in inside.parts)
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden:
+            name = inside.with_suffix("").as_posix()
+            if name in pictures:  # cat.png beside cat.jpg
+                name = inside.as_posix()
+            pictures[name] = path
+    return pictures
 
 
-def decode(path, size, half=None):
-    """The middle square of a picture, or of its half 0 (left) or 1 (right), as the bytes of size x size RGB.
-
-    There are none if the file cannot be read.
-    """
+def decode(path, size):
+    """The middle square of a picture as bytes (3, size, size); None if it is damaged."""
     try:
         with Image.open(path) as image:
             image = to_rgb(image)
-            if half is not None:
-                left = half * image.width // 2
-                image = image.crop((left, 0, left + image.width // 2, image.height))
-            return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR).tobytes()
-    except Exception:  # its type depends on the format and the damage
-        return b""
-
-
-def decode_all(paths, size, half):
-    """The bytes of all pictures that can be read, one after the other; and for each path 1 or, if not, 0."""
-    decoded = [decode(path, size, half) for path in paths]
-    return b"".join(decoded), bytes(bool(pixels) for pixels in decoded)
-
-
-def list_images(folder, flag="--data-dir"):
-    """The files below a folder that are pictures by their suffix; `flag` is named if there is no folder."""
-    if not folder.is_dir():
-        fail(f"{flag}: {folder} is not a folder; give one with images")
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-
-
-def map_images(folder, files, size, half=None):
-    """Pictures of a folder, uint8 (N, 3, size, size), mapped from a file in CACHE; and their files.
-
-    That file is made once, on all cores, and again when a picture was added, removed or changed, or when this
-    script decodes in another way. Files that cannot be read are named, and left out.
-    """
-    stats = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    key = stats, inspect.getsource(to_rgb), inspect.getsource(decode), Image.__version__
-    use = SCRIPT, folder.resolve(), size, half
-    where, content = (hashlib.sha256(repr(x).encode()).hexdigest()[:12] for x in (use, key))
-    cache = CACHE / f"{where}-{content}.uint8"  # all pixels; then, for each file, whether it can be read
-    if not cache.is_file():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        readable, partial = b"", cache.with_suffix(f".{os.getpid()}")
-        # Processes decode, because threads would wait for Python's lock.
-        work = functools.partial(decode_all, size=size, half=half)
-        loader = DataLoader(files, 32, num_workers=count_cores(), collate_fn=work) if files else []
-        try:
-            with open(partial, "wb") as file:
-                for pixels, flags in tqdm(loader, "decoding", unit=" images", unit_scale=32):
-                    file.write(pixels)
-                    readable += flags
-                file.write(readable)
-            if not any(readable):
-                fail(f"--data-dir: no image to read in {folder}; give a folder with {', '.join(SUFFIXES)}")
-            cache.is_file() or os.replace(partial, cache)  # another process may have been faster
-            for stale in set(CACHE.glob(f"{where}-*")) - {cache}:
-                stale.unlink()
-        finally:
-            partial.unlink(missing_ok=True)
-    mapped = torch.from_file(str(cache), size=cache.stat().st_size, dtype=torch.uint8)
-    pixels, readable = mapped[: -len(files)], mapped[-len(files) :].tolist()
-    if bad := [str(path) for path, good in zip(files, readable) if not good]:
-        print(f"{len(bad)} of {len(files)} files cannot be read: {', '.join(bad[:5])}", flush=True)
-    images = pixels.view(-1, size, size, 3).permute(0, 3, 1, 2)
-    return images, [path for path, good in zip(files, readable) if good]
-
-
-# %% Styles: pictures of what w does, and measures of it
-
-
-def arc(z1, z2, t):
-    """The points t (N, 1) in [0, 1] of the arcs from z1 to z2 (N, latent_dim), on the sphere of radius 1."""
-    z1, z2 = F.normalize(z1), F.normalize(z2)
-    angle = (z1 * z2).sum(1, keepdim=True).clamp(-1, 1).acos()
-    return (((1 - t) * angle).sin() * z1 + (t * angle).sin() * z2) / angle.sin()
-
-
-def path_lengths(generator, features, space, pairs, epsilon):
-    """How fast features of the images change along paths: |change|^2 / epsilon^2 (pairs,), equations 2 and 3.
-
-    A path is an arc between two z if `space` is "z", a straight line between two w if it is "w"; the place on
-    it is random. `features` takes images in [-1, 1] to rows (N, F). Epsilon is a share of the path: in the
-    paper 1e-4, too small for fp32. The generator has to be in eval mode, so that the noise is fixed.
-    """
-    like = generator.w_avg  # claims.py measures in float64
-    z1, z2 = torch.randn(2, pairs, generator.latent_dim, dtype=like.dtype, device=like.device)
-    t = torch.rand(pairs, 1, dtype=like.dtype, device=like.device)
-    w1, w2, found = generator.mapping(z1), generator.mapping(z2), []
-    for where in (t, t + epsilon):
-        w = torch.lerp(w1, w2, where) if space == "w" else generator.mapping(arc(z1, z2, where))
-        parts = generator.spread(w).split(64)
-        found.append(torch.cat([features(generator.synthesis(ws)) for ws in parts]))
-    return (found[1] - found[0]).square().sum(1) / epsilon**2
-
-
-def share_of_z(generator, count=32, noises=4):
-    """The part of the images' variance that z decides, and not noise: Var_z E[G] over that and E_z Var[G]."""
-    z = torch.randn(count, generator.latent_dim, device=generator.w_avg.device)
-    ws = generator.spread(generator.mapping(z)).repeat_interleave(noises, 0)
-    generator.synthesis.train()  # fresh noise for each image
-    images = generator.synthesis(ws).clamp(-1, 1)
-    generator.synthesis.eval()
-    images = images.unflatten(0, (count, noises))
-    by_noise = images.var(1).mean()
-    by_z = images.mean(1).var(0).mean() - by_noise / noises  # the means of so few still have some noise
-    return (by_z / (by_z + by_noise)).item()
-
-
-def draw_styles(ema, z, folder, args):
-    """Write interpolation.png, mixing.png and truncation.png, from the first of z (64, latent_dim)."""
-    sides = [layer.noise.shape[-1] for layer in ema.synthesis.layers]
-    with torch.no_grad():
-        w, t = ema.mapping(z), torch.linspace(0, 1, 10, device=z.device)[:, None]
-        # Rows in pairs, with the same ends: an arc in Z, and a straight line in W.
-        rows = []
-        for (z1, z2), (w1, w2) in zip(z[:8].split(2), w[:8].split(2)):
-            rows.append(ema.mapping(arc(z1.expand(10, -1), z2.expand(10, -1), t)))
-            rows.append(torch.lerp(w1, w2, t))
-        walk = sample(ema.synthesis, ema.spread(torch.cat(rows)))
-        # Six images on the left take some layers' w from the six at the top. In the corner is a placeholder.
-        left, top = ema.spread(w[:12]).split(6)
-        cells, ranges = [top[:1], top], [(4, 8)] * 2 + [(16, 16)] * 2 + [(32, 256)] * 2
-        for styles, (low, high) in zip(left, ranges):  # two rows of coarse, of middle and of fine styles
-            taken = torch.tensor([low <= side <= high for side in sides], device=z.device)[:, None]
-            cells += [styles[None], torch.where(taken, top, styles)]
-        grid = sample(ema.synthesis, torch.cat(cells))
-        grid[0] = 0
-        psi = torch.tensor([1, 0.7, 0.5, 0.3, 0, -0.5, -1], device=z.device).repeat(6)[:, None]
-        truncated = sample(ema, z[:6].repeat_interleave(7, 0), psi)
-    pictures = {"interpolation": (walk, 10), "mixing": (grid, 7), "truncation": (truncated, 7)}
-    for name, (images, across) in pictures.items():
-        to_pil_image(make_grid(images, across)[: args.channels]).save(folder / f"{name}.png")
-
-
-# %% Training
-
-SCRIPT = Path(__file__).stem
-LOG_EVERY = 20  # steps between rows of history.csv
-SAVE_EVERY = 60  # seconds between checkpoints inside an epoch
-PATHS = 256  # in Z and in W, to measure their lengths
-# What is measured after an epoch; of these, the last two groups only with --fid-every.
-TRACKED = {"share of z": ("z_share",), "path length": ("path_z", "path_w")}
-TRACKED |= {"of samples": ("distance",), "share": ("precision", "recall")}
-DISTANCES = [name for names in TRACKED.values() for name in names]
-
-
-def fill_in(args):
-    """Choose the settings that were not given, and refuse those that do not go together."""
-    if args.image_size is None:
-        args.image_size = 64 if args.dataset in ("faces", "celeba", "folder") else 32
-    if args.image_size not in (32, 64, 128, 256):
-        fail(f"--image-size: {args.image_size} is not 32, 64, 128 or 256; give one of these")
-    args.epochs = args.epochs or (30 if args.dataset == "faces" else 5)
-    args.width = args.width or (16 if args.dataset == "faces" else 32)
-    if args.mixing > 1:
-        fail(f"--mixing: {args.mixing} is a share of the images; give a number from 0 to 1")
-    if args.truncation is not None:
-        fail("--truncation: it is for pictures of a trained generator; give it with --generate")
-
-
-def read_images(name, data_dir, size):
-    """The training images, uint8 (N, C, size, size); those of a folder are mapped from a file."""
-    kinds = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
-    if name in ("celeba", "folder"):
-        folder = Path(data_dir, *(["celeba", "img_align_celeba"] if name == "celeba" else []))
-        return map_images(folder, list_images(folder), size)[0]
-    if name == "faces":
-        images = read_sheets(Path(data_dir, "faces"), "train_??.webp")
-    else:
-        try:
-            images = torch.as_tensor(kinds[name](data_dir, download=True).data)
-        except Exception as error:  # its type depends on where torchvision stumbles
-            folder = Path(data_dir, getattr(kinds[name], "base_folder", f"{kinds[name].__name__}/raw"))
-            fail(f"--data-dir: put the files of {name} in {folder} ({error!r:.90})")
-        images = images.movedim(3, 1) if images.ndim == 4 else F.pad(images[:, None], [2] * 4)
-    if images.shape[-1] == size:
-        return images
-    return torch.cat([resize(part, [size, size], antialias=True) for part in images.split(1000)])
-
-
-def build(args):
-    """A generator, its mapping always in fp32; args.channels are those of its images."""
-    rest = args.channels, args.mapping_layers, not args.no_noise
-    generator = Generator(args.image_size, args.width, args.latent_dim, *rest).to(args.device)
-    place(generator.synthesis, args)
-    return generator
-
-
-def add_row(distances, row, steps_per_epoch):
-    """The measurements and a new row, without rows of cut-off epochs or an older one of its step."""
-    whole = (distances[:, 0] < row[0, 0]) & (distances[:, 0] % steps_per_epoch == 0)
-    return torch.cat([distances[whole], row])
-
-
-def track(judge, ema, args, step):
-    """Measure the averaged generator; a row of the step and DISTANCES, nan for what is not measured.
-
-    Noise is fixed for all but z_share, so that only w differs.
-    """
-    found = dict.fromkeys(DISTANCES, math.nan)
-    reseed(args.seed, "distance")
-    ema.eval()
-    with torch.no_grad(), fp32():
-        for space in ("z", "w"):
-            lengths = path_lengths(ema, lambda images: images.flatten(1), space, PATHS, 1e-2)
-            found[f"path_{space}"] = lengths.mean().item()
-        found["z_share"] = share_of_z(ema)
-    if judge:
-        z = torch.randn(args.fid_samples, args.latent_dim).to(args.device)
-        found |= zip(("distance", "precision", "recall"), judge(sample(ema, z)))
-    shown = [f"{name} {value:.3f}" for name, value in found.items() if not math.isnan(value)]
-    print("  " + "  ".join(shown), flush=True)
-    return torch.tensor([[step, *found.values()]])
-
-
-def train(args):
-    """Train from the start, or go on from the checkpoint args.resume."""
-    fill_in(args)
-    images, size = read_images(args.dataset, args.data_dir, args.image_size), args.batch_size
-    if not 2 <= size <= len(images) or size % 2 and size % 3:
-        fail(f"--batch-size: {size} is not from 2 to {len(images)}, or makes no groups of 4, 3 or 2 for D")
-    if args.dataset not in ("celeba", "folder"):  # pictures of folders stay in their mapped file
-        images = images.to(args.device)
-    args.channels, steps_per_epoch = images.shape[1], len(images) // size  # the last, short batch is dropped
-    last_step = min(args.epochs * steps_per_epoch, args.max_steps or sys.maxsize)
-
-    torch.manual_seed(args.seed)
-    generator = build(args)
-    discriminator = Discriminator(args.image_size, args.width, args.channels)
-    place(discriminator, args)
-    ema = copy.deepcopy(generator).requires_grad_(False)
-    adam = {"betas": (0.0, 0.99), "eps": 1e-8, "fused": True}
-    optimizer_g = torch.optim.Adam(generator.parameters(), args.lr_g, **adam)
-    optimizer_d = torch.optim.Adam(discriminator.parameters(), args.lr_d, **adam)
-    parts = {"generator": generator, "discriminator": discriminator, "ema": ema}
-    parts |= {"optimizer_g": optimizer_g, "optimizer_d": optimizer_d}  # the order of train_step's arguments
-
-    reseed(args.seed, "samples")
-    fixed_z = torch.randn(64, args.latent_dim).to(args.device)
-    checkpoint = load_checkpoint(args.resume, **parts) if args.resume else {}
-    history = checkpoint.get("history", torch.empty(0, len(METRICS))).to(args.device)  # a row for each step
-    distances = checkpoint.get("distances", torch.empty(0, 1 + len(DISTANCES)))  # a row for each measurement
-    judge = open_judge(args, images)
-    folder = open_folder(args, f"runs/{SCRIPT}")
-    (folder / "samples").mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
-    step, saved_at = len(history), save(folder, args, history, distances, parts)
-    print(f"{len(images):,} images, {steps_per_epoch} steps an epoch, on {args.device}, into {folder}")
-    while True:
-        epoch, done = divmod(step, steps_per_epoch)
-        if step and (done == 0 or step >= last_step):  # an epoch is complete, or was before --resume
-            number = math.ceil(step / steps_per_epoch)
-            grid = make_grid(sample(ema, fixed_z), 8)[: args.channels]
-            to_pil_image(grid).save(folder / "samples" / f"epoch_{number:04d}.png")
-            draw_styles(ema, fixed_z, folder, args)
-            due = judge and done == 0 and epoch % args.fid_every == 0
-            distances = add_row(distances, track(judge if due else None, ema, args, step), steps_per_epoch)
-            saved_at = save(folder, args, history, distances, parts)
-            if number % max(1, number // 20) == 0 or step >= last_step:  # slow: ever more rarely
-                write_report(folder, history, distances, steps_per_epoch)
-        if step >= last_step:
-            break
-
-        reseed(args.seed, "order", epoch)
-        batches = torch.randperm(len(images)).to(images.device).split(size)
-        batches = batches[done : min(steps_per_epoch, done + last_step - step)]  # those still to do
-        history = torch.cat([history, history.new_zeros(len(batches), len(METRICS))])
-        name = f"epoch {epoch + 1}/{args.epochs}"
-        bar = tqdm(batches, name, steps_per_epoch, leave=False, initial=done, unit=" images", unit_scale=size)
-        for index in bar:
-            real = images[index].to(args.device, non_blocking=True).float().div_(127.5).sub_(1)
-            reseed(args.seed, "step", step)
-            r1_weight = 0.0 if step % args.r1_every else args.r1_weight * args.r1_every
-            decay = 0.5 ** (size / args.ema_images)
-            metrics = train_step(*parts.values(), real, args.mixing, r1_weight, decay)
-            history[step] = torch.stack([*metrics.values()])
-            step += 1
-            if step % LOG_EVERY == 0:
-                bar.set_postfix_str(summary(history[step - LOG_EVERY : step]))
-            if time.monotonic() > saved_at + SAVE_EVERY:
-                saved_at = save(folder, args, history[:step], distances, parts)
-        saved_at = save(folder, args, history, distances, parts)
-        means = summary(history[epoch * steps_per_epoch :])
-        print(f"{name}  {means}  {bar.format_dict['elapsed']:.0f} s", flush=True)
-    print(f"{step} steps done, see {folder}")
-
-
-# %% Plumbing: the same lines in every script
-
-
-def fail(message, status=2):
-    """End the program with one line on stderr, clear of the progress bar."""
-    tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
-    raise SystemExit(status)
-
-
-def reseed(*key):
-    """Make all random numbers from here on follow from `key`, so that a checkpoint needs no random state."""
-    seed = random.Random(repr(key)).getrandbits(63)  # of which a CPU's generator uses 32
-    # Without an accelerator, the CPU's generator is enough, and quicker to seed.
-    (torch if torch.accelerator.is_available() else torch.default_generator).manual_seed(seed)
-
-
-class fp32:
-    """`with fp32():` networks compute in fp32, whatever --precision says: for what must not be rounded."""
-
-    active = False
-
-    def __enter__(self):
-        fp32.active = True
-
-    def __exit__(self, *error):
-        fp32.active = False
-
-
-def place(network, args, layout=torch.channels_last):
-    """Move a network to its device and layout; its forward pass runs in --precision and returns fp32."""
-
-    def forward(self, *inputs):
-        with torch.autocast(torch.device(args.device).type, torch.bfloat16, enabled=not fp32.active):
-            return type(self).forward(self, *inputs).float()
-
-    if args.precision == "bf16":
-        network.forward = forward.__get__(network)  # a bound method, so that a copy runs its own layers
-    return network.to(args.device, memory_format=layout)
-
-
-@torch.no_grad()
-def sample(generator, *inputs):
-    """uint8 images (N, C, H, W) on the CPU; in eval mode, so that each depends on its own inputs alone."""
-    generator.eval()
-    with fp32():
-        images = torch.cat([generator(*rows) for rows in zip(*(tensor.split(256) for tensor in inputs))])
-    generator.train()
-    return images.add(1).mul(127.5).round().to("cpu", torch.uint8)
-
-
-def open_folder(args, parent):
-    """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
-    numbered = (Path(parent, f"{number:03d}") for number in range(1, sys.maxsize))
-    folder = Path(args.out_dir or next(path for path in numbered if not path.exists()))
-    try:
-        folder.mkdir(parents=True, exist_ok=bool(args.resume))
-    except OSError as error:
-        fail(f"--out-dir: {folder}: {error.strerror}; name a new folder, or --resume the run in this one")
-    args.out_dir = str(folder)
-    return folder
-
-
-def open_judge(args, images):
-    """What measures samples for --fid-every: the Judge of fid.py, which is not needed otherwise; or None."""
-    if not args.fid_every:
+        return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    except Exception:  # many types are possible
         return None
-    if args.fid_samples < 4:
-        fail(f"--fid-samples: {args.fid_samples} is too few; give 4 or more")
-    try:
-        import fid
-    except ImportError as error:
-        fail(f"--fid-every: put fid.py of this script's repository beside it, which measures ({error})")
-    return fid.Judge(args.dataset, images, args.device, args.data_dir)
 
 
-def load_checkpoint(path, **parts):
-    """Read a checkpoint of this script as a dict, and give `parts` (networks, optimisers) their states."""
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["script"] != SCRIPT:
-            raise ValueError(f"it is one of {checkpoint['script']}.py")
-        if absent := parts.keys() - checkpoint.keys():
-            raise ValueError(f"it lacks {', '.join(sorted(absent))}, and is for --generate alone")
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-    except Exception as error:  # its type depends on where the damage is
-        fail(f"{path}: give a whole checkpoint.pt of {SCRIPT}.py ({' '.join(str(error).split()):.300})")
-    return checkpoint
+def read_pictures(pictures, size):
+    """Pictures as bytes (N, 3, size, size), decoded once, into data/cache. All must fit in memory."""
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in pictures.values()]
+    key = hashlib.sha256(repr([size, stats]).encode()).hexdigest()[:16]
+    cache = Path("data", "cache", f"{key}.pt")
+    if not cache.exists():
+        # Processes decode, because threads would wait for Python's lock.
+        work = {"collate_fn": functools.partial(decode, size=size), "batch_size": None}
+        loader = DataLoader([*pictures.values()], num_workers=torch.get_num_threads(), **work)
+        decoded = dict(zip(pictures, [*tqdm(loader, "decoding")]))
+        names = [name for name in pictures if decoded[name] is not None]
+        if not names:
+            fail("--data-dir: all pictures are damaged; give others")
+        damaged = [name for name in pictures if decoded[name] is None]
+        if damaged:
+            print(f"{len(damaged)} pictures cannot be read: {', '.join(damaged[:5])}", flush=True)
+        images = torch.from_numpy(np.stack([decoded[name] for name in names]))
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(images, cache.with_suffix(".tmp"))
+        cache.with_suffix(".tmp").replace(cache)
+    return torch.load(cache, weights_only=True)
 
 
-def save(folder, args, history, distances, parts):
-    """Write the checkpoint beside the old one and move it into place. Returns the time on the clock."""
-    states = {name: part.state_dict() for name, part in parts.items()}
-    networks = [states[name] for name, part in parts.items() if isinstance(part, nn.Module)]
-    finite = history.isfinite().all(1).tolist()
-    finite += [tensor.isfinite().all().item() for state in networks for tensor in state.values()]
-    if not all(finite):
-        step = min(finite.index(False) + 1, len(history))
-        fail(f"step {step}: a number is not finite; lower --lr-g or --lr-d (the checkpoint is good)", 1)
-    states |= {"script": SCRIPT, "settings": vars(args), "step": len(history)}
-    states |= {"history": history.clone(), "distances": distances}
-    torch.save(states, folder / "checkpoint.tmp")
-    os.replace(folder / "checkpoint.tmp", folder / "checkpoint.pt")  # so there is never half of one
-    return time.monotonic()
+# %% Command line
 
 
-def summary(rows):
-    """The mean of each metric over some steps (steps, len(METRICS)), as text."""
-    return "  ".join(f"{name} {mean:.3f}" for name, mean in zip(METRICS, rows.mean(0).tolist()))
-
-
-def write_report(folder, history, distances, steps_per_epoch):
-    """history.csv and losses.png, from means over LOG_EVERY steps; progress.gif, at most 100 frames."""
-    steps = {*range(LOG_EVERY, len(history), LOG_EVERY), len(history), *distances[:, 0].int().tolist()}
-    steps, history = sorted(steps), history.cpu()  # a row ends where distances were measured, too
-    rows = [history[start:end].mean(0).tolist() for start, end in zip([0, *steps], steps)]
-    measured = np.full((len(steps), len(DISTANCES)), np.nan)
-    measured[np.isin(steps, distances[:, 0])] = distances[:, 1:]
-    found = np.isfinite(measured).any(0)  # none, if nothing was measured
-    table = np.column_stack([(np.array(steps) - 1) // steps_per_epoch + 1, steps, rows, measured[:, found]])
-    names = METRICS + [name for name, there in zip(DISTANCES, found) if there]
-    panels = {title: [name for name in shown if name in names] for title, shown in (PANELS | TRACKED).items()}
-    panels = {title: shown for title, shown in panels.items() if shown}
-    head, form = ",".join(["epoch", "step", *names]), ["%d", "%d", *["%.6g"] * len(names)]
-    np.savetxt(folder / "history.csv", table, form, ",", header=head, comments="")
-    figure = Figure(figsize=(8, 2.4 * len(panels)), layout="constrained")
-    for axis, (title, shown) in zip(figure.subplots(len(panels), squeeze=False).flat, panels.items()):
-        for name in shown:
-            values, style = table[:, 2 + names.index(name)], ".-" if name in DISTANCES else "-"
-            there = np.isfinite(values)
-            axis.plot(table[there, 1], values[there], style, label=name, linewidth=1)
-        axis.set(xlabel="step", ylabel=title)
-        axis.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(folder / "losses.png")
-    paths = sorted((folder / "samples").glob("epoch_*.png"), key=lambda path: int(path.stem[6:]))
-    chosen = np.linspace(0, len(paths) - 1, min(len(paths), 100)).round().astype(int)
-    frames = (Image.open(paths[number]) for number in chosen)  # one after the other, not all at once
-    pause = [200] * (len(chosen) - 1) + [2000]  # milliseconds
-    next(frames).save(folder / "progress.gif", save_all=True, append_images=frames, duration=pause, loop=0)
-
-
-def parse_args(argv):
-    """The settings of a run, checked; with --resume or --generate, those of the checkpoint."""
+def parse_args(argv=None):
+    """The settings: a flag that is given, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description, parser.error = __doc__.split("\n")[0], fail
+    parser.description = __doc__.split("\n")[0]
+    parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
-    args = parser.parse_args(argv)
-    path = args.checkpoint if args.resume is None else args.resume
-    uses = [name for name in ("generate", "translate") if vars(args).get(name) is not None]
-    if len(uses) != (args.checkpoint is not None) or (args.checkpoint and args.resume):
-        use = uses[0] if uses else "generate"
-        fail(f"--{use} goes with --checkpoint PATH, alone, and not with --resume; give these two")
-    if path is not None:
-        settings = load_checkpoint(path)["settings"]
-        free = {"epochs", "max_steps", "device", "fid_every", "fid_samples"}
-        asked = {"resume": path, "out_dir": str(Path(path).parent)}
-        if uses:
-            free = {"seed", "data_dir", "folder_a", "folder_b"}
-            asked = {key: vars(args)[key] for key in "resume generate checkpoint device out_dir".split()}
-        parser.set_defaults(**settings | asked)
-        args = parser.parse_args(argv)  # flags that are not given now come from the checkpoint
-        for name, value in (settings | asked).items():
-            if value is not None and name not in free and vars(args)[name] != value:
-                fail(f"--{name.replace('_', '-')}: {path} was made with {value}; leave this flag out")
-    for name, value in vars(args).items():
-        zero = name in MAY_BE_ZERO
-        fine = name == "seed" or name != "generate" and value == parser.get_default(name)
-        if type(value) in (int, float) and not (fine or zero and value == 0 or 0 < value < math.inf):
-            fail(f"--{name.replace('_', '-')}: {value}; give a finite number above 0{', or 0' * zero}")
+    args = parser.parse_args(argv)  # a first look, for --resume and the like
+    if bool(args.generate) != bool(args.checkpoint) or (args.generate and args.resume):
+        fail("--generate N needs --checkpoint PATH, and no --resume")
+    if args.truncation is not None and not args.generate:
+        fail("--truncation: it is for the images of --generate")
+    if args.resume or args.checkpoint:
+        parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
+    else:
+        parser.set_defaults(**DEFAULTS.get(args.dataset, {}))
+    args = parser.parse_args(argv)  # with the new defaults
+    if args.fid_every and not Path(__file__).with_name("fid.py").exists():
+        fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-        args.device = str(found)  # cuda or mps, for example
-    if args.device.startswith("cuda") and "LOCAL_RANK" in os.environ:
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}"  # the one that torchrun has given this process
+        args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
-        fail(f"--device: {args.device!r} is unknown or not on this machine; give cpu, or leave it out")
+    except Exception:  # many types are possible
+        fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
     return args
 
 
-# %% Main
-
-
 def generate(args):
-    """Write args.generate images, made by the averaged generator in args.checkpoint, as PNG files."""
-    generator = build(args)
-    load_checkpoint(args.checkpoint, ema=generator)
+    """Write args.generate images as PNG files, drawn by the averaged generator in args.checkpoint."""
+    generator = load_generator(args.checkpoint, args.device)
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
-    reseed(args.seed, "generate")
-    psi = torch.full((256, 1), 1.0 if args.truncation is None else args.truncation, device=args.device)
-    for start in tqdm(range(0, args.generate, 256), unit=" images", unit_scale=256):
-        z = torch.randn(256, args.latent_dim).to(args.device)  # 256, so that no image depends on N
-        for number, image in enumerate(sample(generator, z, psi)[: args.generate - start], start):
-            to_pil_image(image).save(folder / f"{number:05d}.png")
+    torch.manual_seed(args.seed)
+    z = torch.randn(args.generate, generator.latent_dim).to(args.device)
+    ws = generator.ws(z, 1.0 if args.truncation is None else args.truncation)
+    for number, image in enumerate(sample(generator.synthesis, ws)):
+        save_image(image, folder / f"{number:05d}.png")
     print(f"{args.generate} images in {folder}")
 
 
 def main(argv=None):
     args = parse_args(argv)
-    torch.backends.cudnn.deterministic = True  # --resume is to be exact
-    torch.backends.cudnn.allow_tf32 = False  # TF32 would round fp32 in convolutions
-    old_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # KeyboardInterrupt, as by Ctrl-C
+    torch.backends.cudnn.deterministic = True  # so that --resume is exact
     try:
-        (generate if args.generate else train)(args)
+        if args.checkpoint:
+            generate(args)
+        else:
+            train(args)
     except KeyboardInterrupt:
-        saved = args.out_dir and Path(args.out_dir, "checkpoint.pt").is_file()
-        fail(f"stopped; go on with --resume {args.out_dir}/checkpoint.pt" if saved else "stopped", 130)
-    finally:
-        signal.signal(signal.SIGTERM, old_handler)
+        fail("stopped; --resume goes on after the last whole epoch", 130)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,14 @@ from torch import nn
 from torchvision import datasets
 
 import cgan
+import cyclegan
 import dcgan32_wgan_sn
 import dcgan64_celeba
 import dcgan_mnist
 import fid
 import gan_2d
+import pix2pix
+import stylegan
 import vanilla_gan
 import wgan_gp
 
@@ -42,21 +45,43 @@ SCRIPTS = {
     "cgan": {"flags": [], "step": {"classes": torch.arange(8), "real_label": 0.9}},
     "dcgan32_wgan_sn": {"flags": ["--dataset", "mnist"], "step": {}},
     "dcgan64_celeba": {"flags": ["--dataset", "mnist"], "step": {}},
+    "pix2pix": {
+        "flags": ["--width", "8", "--decay", "0"],
+        "step": {"l1_weight": 100.0, "gan_weight": 1.0, "precision": "fp32"},
+    },
+    "cyclegan": {
+        "flags": ["--width", "8", "--blocks", "1", "--pool", "2", "--decay", "0"],
+        "step": {"cycle_weight": 10.0, "identity_weight": 5.0, "precision": "fp32"},
+    },
     "gan_2d": {"flags": ["--steps", "6"], "step": {"loss": "non-saturating"}},
+    "stylegan": {
+        "flags": ["--width", "8", "--latent-dim", "16"],
+        "step": {"mixing": 0.9, "r1_weight": 100.0, "ema_images": 1000, "precision": "fp32"},
+    },
 }
+TRANSLATORS = ["pix2pix", "cyclegan"]  # their inputs are pictures
 IMAGES = [name for name in SCRIPTS if name != "gan_2d"]  # what is about images leaves the points out
+FROM_NOISE = [name for name in IMAGES if name not in TRANSLATORS]
 of_images = pytest.mark.parametrize("script", IMAGES, indirect=True)
+from_noise = pytest.mark.parametrize("script", FROM_NOISE, indirect=True)
 trained_on_images = pytest.mark.parametrize("trained", IMAGES, indirect=True, scope="session")
+trained_from_noise = pytest.mark.parametrize("trained", FROM_NOISE, indirect=True, scope="session")
 
 # Functions and classes of one name have the same text in all scripts. These scripts have a form of their own:
 OWN = {name: [*SCRIPTS] for name in ("add_flags", "build", "train", "train_step", "load_generator")}
 OWN |= {name: [*SCRIPTS] for name in ("Generator", "Discriminator", "Critic")}
 OWN |= {name: [*SCRIPTS] for name in ("generator_loss", "discriminator_loss", "critic_loss")}
 OWN["init_weights"] = ["vanilla_gan"]  # no convolutions
-OWN["parse_args"] = ["vanilla_gan", "dcgan64_celeba", "gan_2d"]  # no --published; other defaults
-OWN["load_images"] = ["cgan", "dcgan32_wgan_sn", "dcgan64_celeba"]  # with classes; 32x32; folders
-OWN["sample"] = ["cgan", "gan_2d"]  # takes classes; points
-OWN["draw"] = OWN["generate"] = ["cgan", "dcgan32_wgan_sn", "gan_2d"]  # by class; uniform noise; points
+OWN["parse_args"] = ["vanilla_gan", "dcgan64_celeba", "gan_2d", "stylegan", *TRANSLATORS]  # no --published
+OWN["load_images"] = ["cgan", "dcgan32_wgan_sn", "dcgan64_celeba", "stylegan"]  # classes; 32x32; folders
+OWN["sample"] = ["cgan", "gan_2d", *TRANSLATORS]  # takes classes; points; pictures
+OWN["make_generator"] = ["pix2pix", "stylegan"]
+OWN["decode"] = ["dcgan64_celeba", "stylegan"]  # straight into a file; no halves
+OWN["read_pictures"] = ["stylegan"]
+for name in ("draw", "generate"):  # by class; uniform noise; points; styles; pictures
+    OWN[name] = ["cgan", "dcgan32_wgan_sn", "gan_2d", "stylegan", *TRANSLATORS]
+for name in ("check", "measure", "count_channels", "read_folders", "l1_loss"):
+    OWN[name] = TRANSLATORS  # one direction and pairs; two directions and none
 
 
 def short(name, folder, *more):
@@ -124,7 +149,23 @@ def digits(script, count):
     images = datasets.MNIST(ROOT / "data").data[:count, None].float() / 127.5 - 1
     if script is dcgan64_celeba:
         return F.interpolate(images, (64, 64)).expand(-1, 3, -1, -1)
-    return F.pad(images, (2, 2, 2, 2), value=-1.0) if script is dcgan32_wgan_sn else images
+    of_32 = script in (dcgan32_wgan_sn, stylegan, pix2pix, cyclegan)
+    return F.pad(images, (2, 2, 2, 2), value=-1.0) if of_32 else images
+
+
+def batch_of(script, count):
+    """What a train_step learns from: digits; to translate, other digits as well."""
+    images = digits(script, count)
+    return {"a": images.flip(0), "b": images} if script.SCRIPT in TRANSLATORS else {"real": images}
+
+
+def inputs_of(script, generator, count):
+    """What sample takes beside a generator."""
+    if script.SCRIPT in TRANSLATORS:
+        return [torch.rand(count, 1, 32, 32)]
+    noise = dcgan32_wgan_sn.uniform if script is dcgan32_wgan_sn else torch.randn
+    z = noise(count, generator.latent_dim)
+    return [z, torch.arange(count) % 10] if script is cgan else [z]
 
 
 def parameters(network):
@@ -139,7 +180,7 @@ def test_a_run_leaves_pictures_figures_and_a_checkpoint(trained):
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     assert files >= {"samples/epoch_0001.png", "samples/epoch_0002.png", "progress.gif", "losses.png"}
     assert files >= {"config.json", "history.csv", "checkpoint.pt"}
-    assert ("interpolation.png" in files) == (script is not gan_2d)
+    assert ("interpolation.png" in files) == (script.SCRIPT in FROM_NOISE)
     for path in (folder / "samples").glob("*.png"):
         assert len(np.unique(Image.open(path))) > 10  # a picture, and not one colour
     assert Image.open(folder / "progress.gif").n_frames == 2
@@ -147,7 +188,7 @@ def test_a_run_leaves_pictures_figures_and_a_checkpoint(trained):
 
     header, *rows = (folder / "history.csv").read_text().splitlines()
     metrics = [name for panel in script.PANELS for name in panel]
-    assert header.split(",") == ["epoch", *metrics]
+    assert header.split(",")[: 1 + len(metrics)] == ["epoch", *metrics]
     assert [row.split(",")[0] for row in rows] == ["1", "2"]
     saved = read(folder / "checkpoint.pt")
     assert [float(value) for value in rows[1].split(",")] == pytest.approx(
@@ -170,14 +211,15 @@ def test_a_resumed_run_ends_with_the_same_bits(trained, tmp_path, no_plots):
 def test_every_image_is_seen_once_an_epoch_in_a_new_order(script, tmp_path, monkeypatch, no_plots):
     steps = watch_steps(monkeypatch, script)
     script.main(short(script.SCRIPT, tmp_path / "run"))
-    first, second = torch.cat([step["real"] for step in steps]).flatten(1).split(24)
-    assert len(first.unique(dim=0)) == 24
+    seen = [step["b" if script.SCRIPT in TRANSLATORS else "real"] for step in steps]
+    first, second = torch.cat(seen).flatten(1).chunk(2)
+    assert len(first.unique(dim=0)) == len(first) == (12 if script is cyclegan else 24)
     assert not torch.equal(first, second)
     assert_same_bits(first[first.sum(1).argsort()], second[second.sum(1).argsort()])
     assert (first.min(), first.max()) == (-1, 1)
 
 
-@of_images
+@from_noise
 def test_the_last_short_batch_is_left_out_and_batches_shrink_to_fit(script, tmp_path, monkeypatch, no_plots):
     steps = watch_steps(monkeypatch, script)
     batch = 8 if script is wgan_gp else 4  # images in a step: two batches for the critic's two steps
@@ -187,7 +229,7 @@ def test_the_last_short_batch_is_left_out_and_batches_shrink_to_fit(script, tmp_
     assert len(steps[-1]["real"]) == 6
 
 
-@trained_on_images
+@trained_from_noise
 def test_generate_draws_what_load_generator_draws_in_another_program(trained, tmp_path):
     script, folder = trained
     checkpoint = folder / "checkpoint.pt"
@@ -198,9 +240,7 @@ def test_generate_draws_what_load_generator_draws_in_another_program(trained, tm
     generator = script.load_generator(checkpoint)
     assert not generator.training
     torch.manual_seed(42)
-    noise = dcgan32_wgan_sn.uniform if script is dcgan32_wgan_sn else torch.randn
-    classes = [torch.arange(5)] if script is cgan else []
-    images = script.sample(generator, noise(5, 100), *classes)
+    images = script.sample(generator, *inputs_of(script, generator, 5))
     for path, image in zip(pictures, images):
         assert np.abs(np.array(Image.open(path))[:, :, 0] / 255 - image[0].numpy()).max() <= 0.5 / 255 + 1e-6
 
@@ -208,23 +248,22 @@ def test_generate_draws_what_load_generator_draws_in_another_program(trained, tm
 @of_images
 def test_sampling_is_per_image_and_leaves_the_generator_as_it_was(script):
     generator = script.build(script.parse_args(["--device", "cpu"]))["generator"]
-    z, classes = torch.rand(6, 100), [torch.arange(6)] if script is cgan else []
-    before = copy.deepcopy(generator.state_dict())
-    together = script.sample(generator, z, *classes)
-    alone = script.sample(generator, z[2:3], *(label[2:3] for label in classes))
-    assert torch.allclose(together[2:3], alone, atol=1e-6)
+    generator = generator["ab"] if script is cyclegan else generator
+    inputs, before = inputs_of(script, generator, 6), copy.deepcopy(generator.state_dict())
+    together = script.sample(generator, *inputs)
+    alone = script.sample(generator, *(tensor[2:3] for tensor in inputs))
+    assert torch.allclose(together[2:3], alone, atol=1e-5)
     assert 0 <= together.min() < together.max() <= 1
     assert generator.training
     assert_same_bits(generator.state_dict(), before)  # running averages, too
 
 
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if (ROOT / f"pretrained/{name}.pt").exists()])
+@pytest.mark.parametrize("name", [name for name in FROM_NOISE if (ROOT / f"pretrained/{name}.pt").exists()])
 def test_pretrained_generators_draw(name):
     script = importlib.import_module(name)
     generator = script.load_generator(ROOT / "pretrained" / f"{name}.pt")
     torch.manual_seed(0)
-    noise = dcgan32_wgan_sn.uniform if script is dcgan32_wgan_sn else torch.randn
-    images = script.sample(generator, noise(64, 100))
+    images = script.sample(generator, *inputs_of(script, generator, 64))
     assert 0.05 < images.mean() < 0.7  # light strokes or clothes on black; faces
     assert images.var(0).mean() > 0.02  # and no two alike
 
@@ -250,18 +289,22 @@ def one_step(script, *flags, **changes):
     Returns the metrics, what both networks were called with and answered, and the Recorders.
     """
     parts = script.build(script.parse_args(["--device", "cpu", *flags]))
-    networks = [module for module in parts.values() if isinstance(module, nn.Module)]
-    calls = {network: [] for network in networks}
-    for network in networks:
+    networks = list(parts.values())[:2]
+    watched = [getattr(network, "synthesis", network) for network in networks]  # of stylegan.py's generator
+    calls = {network: [] for network in watched}
+    for network in watched:
         network.register_forward_hook(lambda module, inputs, output: calls[module].append((inputs, output)))
     recorders = [Recorder(network, networks) for network in networks]
-    arguments = dict(zip(parts, [*networks, *recorders])) | SCRIPTS[script.SCRIPT]["step"] | changes
-    arguments.setdefault("real", digits(script, 8 * arguments.get("n_critic", 1)))
+    parts |= dict(zip([name for name in parts if name.startswith("optimizer")], recorders))
+    arguments = parts | SCRIPTS[script.SCRIPT]["step"] | changes
+    if not {"real", "b"} & changes.keys():
+        arguments |= batch_of(script, 8 * arguments.get("n_critic", 1))
     torch.manual_seed(1)
     metrics = script.train_step(**arguments)
-    return metrics, [calls[network] for network in networks], recorders
+    return metrics, [calls[network] for network in watched], recorders
 
 
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "cyclegan"], indirect=True)
 def test_a_step_sends_gradients_to_the_network_that_learns(script):
     _, _, (g_recorder, d_recorder) = one_step(script)
     g_grads, d_grads = d_recorder.grads
@@ -276,7 +319,7 @@ def test_a_step_leaves_the_second_network_free_to_learn(script):
     parts = script.build(script.parse_args(["--device", "cpu"]))
     before = copy.deepcopy([parts["generator"].state_dict(), list(parts.values())[1].state_dict()])
     rounds = SCRIPTS[script.SCRIPT]["step"].get("n_critic", 1)
-    script.train_step(**parts, real=digits(script, 8 * rounds), **SCRIPTS[script.SCRIPT]["step"])
+    script.train_step(**parts, **batch_of(script, 8 * rounds), **SCRIPTS[script.SCRIPT]["step"])
     for network, old in zip(list(parts.values())[:2], before):
         assert all(parameter.requires_grad for parameter in network.parameters())
         weights = dict(network.named_parameters())
@@ -298,21 +341,23 @@ def test_a_step_reports_scalars_and_never_waits_for_the_device(script, monkeypat
     monkeypatch.setattr(script, "train_step", watched)
     metrics, _, _ = one_step(script)
     panels = script.STEP_PANELS if script is gan_2d else script.PANELS
-    assert list(metrics) == [name for panel in panels for name in panel]
+    measured = {"error", "sharpness"}  # by pix2pix.py, after an epoch
+    assert list(metrics) == [name for panel in panels for name in panel if name not in measured]
     for value in metrics.values():
         assert value.shape == ()
         assert not value.requires_grad
         assert value.isfinite()
 
 
+@pytest.mark.parametrize("script", [*FROM_NOISE, "gan_2d"], indirect=True)
 def test_g_learns_from_fresh_noise_or_from_the_fakes_that_d_saw(script):
     """The GAN and WGAN papers draw anew for G's step; the DCGAN tutorials use D's fakes again."""
     _, (g_calls, d_calls), _ = one_step(script)
     fakes = [output for _, output in g_calls]
-    if script in (dcgan_mnist, cgan, dcgan64_celeba):
+    if script in (dcgan_mnist, cgan, dcgan64_celeba, stylegan):
         assert len(fakes) == 1
         assert not d_calls[1][0][0].requires_grad  # detached for D
-        assert d_calls[2][0][0] is fakes[0]
+        assert d_calls[-1][0][0] is fakes[0]
     else:
         noise = torch.cat([inputs[0] for inputs, _ in g_calls])
         assert len(noise.unique(dim=0)) == len(noise) == 8 * len(fakes)
@@ -416,7 +461,7 @@ def test_fid_every_measures_and_changes_no_bit_of_the_training(trained, tmp_path
 
     class Judge:
         def __init__(self, dataset, images, device, data_dir):
-            assert (dataset, len(images), device) == ("mnist", 24, "cpu")
+            assert (dataset, len(images), device) == ("mnist", 12 if script is cyclegan else 24, "cpu")
 
         def __call__(self, images):
             seen.append(images)
@@ -425,7 +470,8 @@ def test_fid_every_measures_and_changes_no_bit_of_the_training(trained, tmp_path
     monkeypatch.setattr(fid, "Judge", Judge)
     monkeypatch.setattr(fid.track, "__defaults__", (60,))  # samples, in place of 10,000
     script.main(short(script.SCRIPT, tmp_path / "run", "--fid-every", 1))
-    assert [(images.dtype, len(images)) for images in seen] == [(torch.uint8, 60)] * 2
+    count = 24 if script.SCRIPT in TRANSLATORS else 60  # those have so many test pictures
+    assert [(images.dtype, len(images)) for images in seen] == [(torch.uint8, count)] * 2
     assert not torch.equal(*seen)
     lines = (tmp_path / "run/distances.csv").read_text().split()
     assert lines == ["epoch,distance,precision,recall", "1,100,0.5,0.25", "2,50,0.5,0.25"]
@@ -504,7 +550,8 @@ def test_layers_keep_the_dcgan_recipe(script):
     for network in list(parts.values())[:2]:
         layers = list(network.modules())
         for layer, after in zip(layers, layers[1:]):
-            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and isinstance(after, nn.BatchNorm2d):
+            normalised = isinstance(after, (nn.BatchNorm2d, nn.InstanceNorm2d))
+            if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) and normalised:
                 assert layer.bias is None
             if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
                 assert (layer.eps, layer.momentum) == (1e-5, 0.1)
@@ -517,7 +564,7 @@ def test_layers_keep_the_dcgan_recipe(script):
                 expected = pytest.approx(0.02, rel=5 / math.sqrt(2 * layer.weight.numel()))
                 assert layer.weight.std().item() == expected
     norms = [layer for layer in list(parts.values())[1].modules() if isinstance(layer, nn.BatchNorm2d)]
-    counts = {vanilla_gan: 0, wgan_gp: 0, dcgan64_celeba: 3}  # none in a critic with a penalty
+    counts = {vanilla_gan: 0, wgan_gp: 0, stylegan: 0, cyclegan: 0, pix2pix: 1, dcgan64_celeba: 3}
     assert len(norms) == counts.get(script, 2)
 
 
@@ -563,14 +610,15 @@ def test_cross_entropies_by_hand():
     for script in dcgan_mnist, cgan:
         assert script.discriminator_loss(real, fake, 1.0).item() == pytest.approx(plain)
         assert script.discriminator_loss(real[:1], fake, 0.9).item() == pytest.approx(smooth)
-    assert dcgan64_celeba.discriminator_loss(real, fake).item() == pytest.approx(plain)
-    for script in vanilla_gan, dcgan_mnist, cgan, dcgan64_celeba:
+    for script in dcgan64_celeba, stylegan:
+        assert script.discriminator_loss(real, fake).item() == pytest.approx(plain)
+    for script in vanilla_gan, dcgan_mnist, cgan, dcgan64_celeba, stylegan:
         assert script.generator_loss(fake).item() == pytest.approx(math.log(4))
 
 
 def test_losses_keep_their_precision_where_a_sigmoid_would_be_0_or_1():
     real, fake = torch.tensor([[200.0]]), torch.tensor([[-200.0]])
-    for script in vanilla_gan, dcgan_mnist, cgan, dcgan64_celeba:
+    for script in vanilla_gan, dcgan_mnist, cgan, dcgan64_celeba, stylegan:
         assert script.generator_loss(fake).item() == pytest.approx(200)
         assert script.discriminator_loss(fake, real).item() == pytest.approx(400, rel=0.06)
     assert dcgan_mnist.discriminator_loss(real, fake).item() == pytest.approx(0.1 * 200)
@@ -939,28 +987,152 @@ def test_dcgan64_networks(channels):
     assert parameters(d) == 16 * (channels * 64 + inner + 512) + 2 * (128 + 256 + 512)
 
 
-def test_dcgan64_takes_the_weights_of_the_official_example_and_gives_its_own():
-    """PyTorch's own DCGAN, written down: each network has a Sequential by the name of main."""
-    up = [nn.ConvTranspose2d(100, 512, 4, 1, 0, bias=False), nn.BatchNorm2d(512), nn.ReLU(True)]
-    for channels in 512, 256, 128:
-        up += [nn.ConvTranspose2d(channels, channels // 2, 4, 2, 1, bias=False)]
-        up += [nn.BatchNorm2d(channels // 2), nn.ReLU(True)]
-    up += [nn.ConvTranspose2d(64, 3, 4, 2, 1, bias=False), nn.Tanh()]
-    down = [nn.Conv2d(3, 64, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
-    for channels in 64, 128, 256:
-        down += [nn.Conv2d(channels, 2 * channels, 4, 2, 1, bias=False)]
-        down += [nn.BatchNorm2d(2 * channels), nn.LeakyReLU(0.2, inplace=True)]
-    down += [nn.Conv2d(512, 1, 4, 1, 0, bias=False), nn.Sigmoid()]
-    its_g, its_d = (nn.ModuleDict({"main": nn.Sequential(*layers)}).eval() for layers in (up, down))
-    g, d = dcgan64_celeba.Generator().eval(), dcgan64_celeba.Discriminator().eval()
-    g.load_state_dict(its_g.state_dict())
-    d.load_state_dict(its_d.state_dict())
-    z = torch.randn(4, 100)
-    images = its_g["main"](z[:, :, None, None])
-    assert torch.equal(g(z), images)
-    torch.testing.assert_close(d(images).sigmoid().flatten(), its_d["main"](images).flatten())
-    its_g.load_state_dict(g.state_dict())  # and back
-    its_d.load_state_dict(d.state_dict())
+# %% pix2pix.py
+
+
+def test_translators_have_the_papers_sizes():
+    """Parameters as the official code counts them, less biases before a normalisation, which do nothing."""
+    with torch.device("meta"):
+        assert parameters(pix2pix.Generator(3, 3, 256, 64)) == 54_414_531
+        assert parameters(pix2pix.Generator(1, 1)) == 4_165_217
+        assert parameters(pix2pix.Generator(1, 1, skips=False)) == 3_476_577
+        assert parameters(pix2pix.Discriminator(6, 64, 3)) == 2_768_705
+        assert parameters(cyclegan.Generator(3, 3, 64, 9)) == 11_372_931
+        assert parameters(cyclegan.Generator(1, 1)) == 1_367_105
+        assert parameters(cyclegan.Discriminator(1, 64, 3, "instance")) == 2_761_793
+        for size in (32, 64, 128, 256):
+            images = torch.zeros(2, 1, size, size)
+            for network in (pix2pix.Generator(1, 3, size), cyclegan.Generator(1, 3)):
+                assert network(images).shape == (2, 3, size, size)
+
+
+@pytest.mark.parametrize(("layers", "pixels"), [(1, 16), (2, 34), (3, 70)])
+def test_pix2pix_a_logit_sees_one_patch(layers, pixels):
+    """With ones for weights and no activations: the pixels that move a logit in the middle."""
+    network = pix2pix.Discriminator(2, 4, layers)
+    network.layers = nn.Sequential(*(m for m in network.layers if isinstance(m, nn.Conv2d))).double()
+    for convolution in network.layers:
+        nn.init.ones_(convolution.weight)
+    image = torch.zeros(1, 2, 128, 128, dtype=torch.float64, requires_grad=True)
+    logits = network(image)
+    logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
+    rows, columns = image.grad[0, 0].nonzero(as_tuple=True)
+    assert len(rows.unique()) == rows.max() - rows.min() + 1 == pixels
+    assert len(columns.unique()) == columns.max() - columns.min() + 1 == pixels
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_pix2pix_without_skips_all_goes_through_one_pixel(skips):
+    network = pix2pix.Generator(1, 1, skips=skips, dropout=0.0).eval()
+    for parameter in network.down[-1].parameters():
+        nn.init.zeros_(parameter)  # now nothing comes through it
+    first, second = network(torch.rand(2, 1, 32, 32))
+    assert torch.equal(first, second) != skips
+
+
+def test_pix2pix_losses_by_hand():
+    real, fake = torch.tensor([math.log(3), -math.log(3)]), torch.full((2,), -math.log(3))  # 3/4, 1/4; 1/4
+    d_loss = -(math.log(3 / 4) + math.log(1 / 4)) / 2 - math.log(3 / 4)
+    assert pix2pix.discriminator_loss(real, fake).item() == pytest.approx(d_loss / 2)
+    assert pix2pix.generator_loss(fake).item() == pytest.approx(math.log(4))
+    assert pix2pix.generator_loss(torch.tensor([-200.0])).item() == 200
+    assert pix2pix.l1_loss(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0])).item() == 2
+
+
+def test_pix2pix_d_sees_the_input_beside_the_target_or_the_output():
+    metrics, (g_calls, d_calls), _ = one_step(pix2pix)
+    ((a,), fake), b = g_calls[0], digits(pix2pix, 8)
+    assert len(g_calls) == 1  # the same fakes for both players
+    pairs = [inputs[0] for inputs, _ in d_calls]
+    assert torch.equal(pairs[0], torch.cat([a, b], 1))
+    assert torch.equal(pairs[1], torch.cat([a, fake], 1))
+    assert [pair.requires_grad for pair in pairs] == [False, False, True]  # detached for D
+    assert metrics["l1"].item() == pytest.approx((fake - b).abs().mean().item() / 2)
+    assert metrics["g_loss"].item() == pytest.approx(-d_calls[2][1].sigmoid().log().mean().item(), rel=1e-5)
+
+
+def test_pix2pix_gradient_of_g_is_the_weighted_sum_of_both_losses():
+    grads = {}
+    for weights in ((1.0, 0.0), (0.0, 1.0), (2.0, 30.0)):
+        changes = {"gan_weight": weights[0], "l1_weight": weights[1]}
+        _, _, (g_recorder, _) = one_step(pix2pix, "--dropout", "0", **changes)
+        grads[weights] = torch.cat([grad.flatten() for grad in g_recorder.grads[0]])
+    expected = 2 * grads[1.0, 0.0] + 30 * grads[0.0, 1.0]
+    assert torch.allclose(grads[2.0, 30.0], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_pix2pix_dropout_is_in_the_first_layers_up_and_off_in_samples():
+    for size, layers in ((32, 2), (64, 3), (256, 3)):
+        network = pix2pix.Generator(1, 1, size, width=2)
+        blocks = [any(isinstance(layer, nn.Dropout) for layer in block) for block in network.up]
+        assert blocks == [True] * layers + [False] * (len(blocks) - layers)
+    a, network = torch.rand(4, 1, 32, 32), pix2pix.Generator(1, 1)
+    assert torch.equal(pix2pix.sample(network, a), pix2pix.sample(network, a))
+    assert not torch.equal(*(pix2pix.sample(network, a, dropout=True) for _ in range(2)))
+
+
+# %% cyclegan.py
+
+
+def test_cyclegan_losses_by_hand():
+    real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-4.0, 2.0])
+    assert cyclegan.discriminator_loss(real, fake).item() == (4 / 2 + 20 / 2) / 2
+    assert cyclegan.generator_loss(fake).item() == (25 + 1) / 2
+    half = torch.full((1, 1, 2, 2), 0.5)  # evenly matched players
+    assert cyclegan.discriminator_loss(half, half).item() == cyclegan.generator_loss(half).item() == 0.25
+
+
+def test_cyclegan_pads_as_pytorch_does():
+    for pixels in (1, 3):
+        x, ours, theirs = torch.randn(2, 3, 8, 9), cyclegan.Reflect(pixels), nn.ReflectionPad2d(pixels)
+        assert torch.equal(ours(x), theirs(x))
+
+
+def test_cyclegan_step_is_the_papers():
+    """Losses and gradients once more, with PyTorch's own, for networks that do not change in between."""
+    metrics, _, (g_recorder, d_recorder) = one_step(cyclegan, "--pool", "0")
+    parts = cyclegan.build(cyclegan.parse_args(["--device", "cpu"]))  # the same weights
+    (ab, ba), (d_a, d_b) = parts["generator"].values(), parts["discriminator"].values()
+    a, b = batch_of(cyclegan, 8).values()
+    l1, mse, fake_a, fake_b = nn.L1Loss(), nn.MSELoss(), ba(b), ab(a)
+    parts_of_g = {"g_ab": mse(d_b(fake_b), torch.ones(8, 1, 14, 14))}
+    parts_of_g |= {"g_ba": mse(d_a(fake_a), torch.ones(8, 1, 14, 14))}
+    parts_of_g |= {"cycle_a": l1(ba(fake_b), a), "cycle_b": l1(ab(fake_a), b)}
+    parts_of_g |= {"identity": l1(ab(b), b) + l1(ba(a), a)}
+    for name, value in parts_of_g.items():
+        assert metrics[name].item() == pytest.approx(value.item(), rel=1e-5)
+    loss = sum(value * w for value, w in zip(parts_of_g.values(), (1, 1, 10, 10, 5)))
+    g_grads = torch.autograd.grad(loss, [*parts["generator"].parameters()])
+    for grad, expected in zip(g_recorder.grads[0], g_grads):
+        assert torch.allclose(grad, expected, rtol=1e-3, atol=1e-5)
+    assert all(grad is None for grad in g_recorder.grads[1])  # while G learns, nothing flows into D
+    assert_same_bits(d_recorder.grads[0], g_recorder.grads[0])  # nor the other way round
+    for name, d, real, fake in (("d_a", d_a, a, fake_a), ("d_b", d_b, b, fake_b)):
+        scores = d(real), d(fake)
+        d_loss = (
+            mse(scores[0], torch.ones_like(scores[0])) + mse(scores[1], torch.zeros_like(scores[1]))
+        ) / 2
+        assert metrics[name].item() == pytest.approx(d_loss.item(), rel=1e-5)
+
+
+def test_cyclegan_pool_loses_no_fake_and_gives_back_every_second_one_at_once():
+    torch.manual_seed(0)
+    pool, at_once = cyclegan.ImagePool(12, 1, 1), 0
+    for number in range(0, 4000, 4):
+        fakes = torch.arange(number, number + 4.0).view(4, 1, 1, 1)
+        before = torch.cat([pool.images, fakes]).flatten()
+        back = pool.query(fakes)
+        if number < 12:  # there is room
+            assert torch.equal(back, fakes)
+        else:
+            after = torch.cat([pool.images, back]).flatten()
+            assert torch.equal(after.sort().values, before.sort().values)
+            at_once += (back >= number).sum().item()
+    assert at_once / 3988 == pytest.approx(0.5, abs=3 * 0.5 / math.sqrt(3988))
+    copied = cyclegan.ImagePool(12, 1, 1)
+    copied.load_state_dict(pool.state_dict())  # as --resume does
+    assert (copied.count, copied.images.tolist()) == (12, pool.images.tolist())
+    assert cyclegan.ImagePool(0, 1, 1).query(fakes) is fakes
 
 
 # %% gan_2d.py
@@ -1020,36 +1192,6 @@ def test_gan_2d_d_takes_its_steps_on_fresh_batches_and_then_g_takes_one():
     assert metrics["gradient"].item() == pytest.approx(gradient)
 
 
-def test_gan_2d_divergence_in_closed_form():
-    p, q = torch.tensor([0.5, 0.5, 0.0, 0.0]), torch.tensor([0.0, 0.0, 0.25, 0.75])
-    assert gan_2d.jensen_shannon(p, q) == pytest.approx(math.log(2))
-    assert gan_2d.jensen_shannon(p, p) == 0
-    half = gan_2d.jensen_shannon(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))
-    assert half == pytest.approx((math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2)
-    outside = gan_2d.jensen_shannon(torch.tensor([0.5]), torch.tensor([0.0]))  # what lacks of 1 lies outside
-    assert outside == pytest.approx(half)
-
-
-def test_gan_2d_distance_of_a_set_that_was_moved():
-    x, shift = torch.randn(4000, 2), torch.tensor([3.0, -4.0])
-    assert gan_2d.sliced_wasserstein(x, x + shift) == pytest.approx(
-        5 * 2 / math.pi, rel=1e-3
-    )  # mean of |cos|
-    assert gan_2d.sliced_wasserstein(x, x[torch.randperm(4000)]) == 0
-
-
-def test_gan_2d_counts_clusters_that_have_a_tenth_of_their_due():
-    """Of 1,000 points a cluster of eight is due 125, so 13 count, and 12 do not; 3 std are 0.3."""
-    ring = gan_2d.Clusters("ring")
-    away = ring.centres[3:4] + torch.tensor([[0.29, 0.0]])
-    for count, modes in (13, 2), (12, 1):
-        points = torch.cat([ring.centres[:1].expand(900, -1), away.expand(count, -1), torch.zeros(100, 2)])
-        measures = gan_2d.measure(points[:1000], ring.draw(50), ring)
-        assert measures["modes"] == modes
-        assert measures["near"] == pytest.approx((900 + count) / 1000, abs=0.013)
-    assert gan_2d.measure(away.expand(1000, -1) + 0.05, ring.draw(50), ring)["modes"] == 0
-
-
 def test_gan_2d_ideal_discriminator_of_two_gaussians():
     """N((0.5, 0), s^2) and N((-0.5, 0), s^2): p / (p + q) is the sigmoid of x / s^2, whatever y is."""
     real = gan_2d.Clusters("ring")
@@ -1073,3 +1215,84 @@ def test_gan_2d_generates_points(tmp_path, no_plots):
     torch.manual_seed(42)
     by_hand = gan_2d.sample(generator, torch.randn(300, 2))
     assert np.allclose(points, by_hand, rtol=1e-5)
+
+
+# %% stylegan.py
+
+
+def test_stylegan_networks():
+    g, d = stylegan.Generator(), stylegan.Discriminator()
+    shapes = [shape for shape in layer_shapes(g, torch.randn(3, 128)) if len(shape) == 4]
+    assert {(3, 128, 4, 4), (3, 128, 8, 8), (3, 64, 16, 16), (3, 32, 32, 32)} < set(shapes)
+    assert shapes[-1] == (3, 1, 32, 32)
+    shapes = layer_shapes(d, torch.randn(3, 1, 32, 32))
+    assert shapes[-7:-4] == [(3, 129, 4, 4), (3, 128, 4, 4), (3, 128, 4, 4)]
+    assert shapes[-4:] == [(3, 2048), (3, 128), (3, 128), (3, 1)]
+    assert (parameters(g), parameters(d)) == (897_825, 844_897)
+
+
+def test_stylegan_adain_sets_the_mean_and_the_contrast_of_each_map():
+    x, style = 3 * torch.randn(4, 5, 8, 8) + 2, torch.randn(4, 10)
+    y = stylegan.adain(x, style)
+    torch.testing.assert_close(y.mean((2, 3)), style[:, 5:], rtol=0, atol=1e-5)
+    torch.testing.assert_close(y.std((2, 3), correction=0), (1 + style[:, :5]).abs(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(stylegan.adain(5 * x - 1, style), y, rtol=0, atol=1e-5)  # the old are wiped
+
+
+@pytest.mark.parametrize(("lr_mul", "stored"), [(1, 1), (0.01, 100)])
+def test_stylegan_weights_are_stored_at_one_size_and_scaled_in_use(lr_mul, stored):
+    """So a layer keeps the size of what goes through, and learns as fast as others, or lr_mul times that."""
+    torch.manual_seed(0)
+    layer = stylegan.EqualLinear(256, 300, gain=1.0, lr_mul=lr_mul)
+    assert layer.weight.std().item() == pytest.approx(stored, rel=0.02)
+    out = layer(torch.randn(500, 256))
+    assert out.std().item() == pytest.approx(1, rel=0.05)
+    used, optimizer = layer.weight * layer.scale, torch.optim.Adam(layer.parameters(), 0.002)
+    out.square().sum().backward()
+    optimizer.step()
+    moved = (layer.weight * layer.scale - used).abs().max().item()
+    assert moved == pytest.approx(0.002 * lr_mul / math.sqrt(256), rel=0.05)
+
+
+def test_stylegan_r1_of_a_plane_and_of_a_bowl():
+    slope, x = torch.randn(2, 6, 2, 4, 4)
+    plane = lambda images: (images * slope).sum((1, 2, 3))[:, None]  # noqa: E731
+    bowl = lambda images: 3 * images.square().sum((1, 2, 3))[:, None] / 2  # noqa: E731 (its gradient is 3x)
+    for d, gradient in (plane, slope), (bowl, 3 * x):
+        by_hand = gradient.square().sum((1, 2, 3)).mean().item()
+        assert stylegan.r1_penalty(d, x).item() == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_stylegan_discriminator_is_told_how_much_a_group_differs():
+    x = torch.ones(8, 2, 3, 3)
+    x[2:4], x[6:] = -1, -1  # images 0, 2, 4, 6 are a group: 1, -1, 1, -1, whose deviation is 1
+    x[1::2] = 5  # the other group: all alike
+    extra = stylegan.GroupDeviation()(x)[:, 2]
+    torch.testing.assert_close(extra[::2], torch.ones(4, 3, 3))
+    torch.testing.assert_close(extra[1::2], torch.full((4, 3, 3), 1e-4))
+
+
+def test_stylegan_truncation_moves_w_to_its_mean():
+    generator, z = stylegan.Generator(width=8, latent_dim=16), torch.randn(3, 16)
+    generator.w_avg.copy_(torch.randn(16))
+    for psi in 1, 0.7, 0, -1:
+        by_hand = generator.w_avg + psi * (generator.mapping(z) - generator.w_avg)
+        torch.testing.assert_close(generator.ws(z, psi), by_hand[:, None].expand(-1, 8, -1))
+
+
+def test_stylegan_mixes_from_a_random_layer_on():
+    torch.manual_seed(0)
+    ws = stylegan.mix(torch.zeros(20_000, 1), torch.ones(20_000, 1), 8, 0.9)
+    assert (ws.diff(dim=1) >= 0).all()  # w1 first
+    shares = torch.bincount(8 - ws.sum((1, 2)).long(), minlength=9) / 20_000  # by how many layers have w1
+    by_hand = torch.tensor([0, *[0.9 / 7] * 7, 0.1])  # all from 1 to 7 alike; a tenth is not mixed
+    torch.testing.assert_close(shares, by_hand, rtol=0, atol=0.01)
+
+
+def test_stylegan_samples_come_from_the_average_of_the_generators():
+    parts = stylegan.build(stylegan.parse_args(["--device", "cpu"]))
+    start = copy.deepcopy(parts["ema"].synthesis.constant)
+    step = SCRIPTS["stylegan"]["step"] | {"ema_images": 4}  # 8 images leave a quarter of the old
+    stylegan.train_step(**parts, real=digits(stylegan, 8), **step)
+    by_hand = 0.25 * start + 0.75 * parts["generator"].synthesis.constant
+    torch.testing.assert_close(parts["ema"].synthesis.constant, by_hand)

@@ -25,16 +25,13 @@ Of each training script, with its own batch size, on random images of its own si
 
 --learn trains each script with its defaults, in fp32 and on MNIST, and the same networks in the loop of
 tutorials, for as long (a script may come to its end before that); and measures 10,000 samples of both as
-`fid.py --features classifier` does, or as many translations. The script's time has its checkpoints and
-pictures in it. The loop of tutorials has the script's target for real images and its pool, R1 in each step
-and no style mixing, seed 0, and draws new fakes for G's step, but for those that translate. With --flags the
-script alone is trained.
+`fid.py --features classifier` does, or as many translations. Neither makes pictures or checkpoints. The loop
+of tutorials has the script's target for real images and its pool, R1 in each step and no style mixing, seed
+0, and draws new fakes for G's step, but for those that translate. With --flags the script alone is trained.
 
 Of fid.py: the images/s of its Inception network, and the seconds of the Frechet distance of 2048 features.
 
-Scripts of the light frame (those with a function `build`) are driven by build and train_step; the five
-others, whose loops come next, as before. In --learn the light ones make no pictures and no checkpoints. bf16
-is left out where a script has no --precision.
+Scripts are driven by their build and train_step. bf16 is left out where a script has no --precision.
 
 All jobs take turns, so that a machine that is busy for a while is busy for all; the table has medians. FLOPs
 are counted with the formulas of torch.utils.flop_counter in every operation that is dispatched: its own
@@ -48,19 +45,20 @@ import importlib
 import inspect
 import io
 import itertools
+import multiprocessing
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageFilter
-from torch import nn
+from torch import accelerator, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import flop_registry
@@ -70,7 +68,6 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the scripts are
 
-import claims
 import fid
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,6 +82,7 @@ SHAPES = {  # of an image
     "cyclegan": (1, 32, 32),
     "stylegan": (1, 32, 32),
 }
+TRANSLATORS = "pix2pix", "cyclegan"  # their batches are pictures A and B
 PEAK = """
 import contextlib, io, resource, sys, torch
 import {name} as script
@@ -94,28 +92,26 @@ on_cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform
 print(torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else on_cpu)
 """
 
-# %% Scripts of the light frame
-
-
-def is_light(script):
-    return hasattr(script, "build") and hasattr(script, "load_generator")
+# %% What is timed
 
 
 def precisions(name):
     """What a script can compute in."""
-    script = importlib.import_module(name)
-    both = not is_light(script) or "precision" in inspect.signature(script.train_step).parameters
-    return ("fp32", "bf16") if both else ("fp32",)
+    train_step = importlib.import_module(name).train_step
+    return ("fp32", "bf16") if "precision" in inspect.signature(train_step).parameters else ("fp32",)
 
 
-def options(script, args):
-    """What train_step takes beside networks, optimisers, images and classes."""
+def options(script, args, step=1):
+    """What train_step takes beside networks, optimisers, images and classes. Lazy R1 depends on the step."""
     known = vars(args) | {"minimax": getattr(args, "generator_loss", "") == "minimax"}
+    if script.SCRIPT == "stylegan":
+        known["r1_weight"] = 0.0 if step % args.r1_every else args.r1_weight * args.r1_every
+    known.pop("pool", None)  # of cyclegan.py: a number here, and in train_step what build makes of it
     names = inspect.signature(script.train_step).parameters
     return {name: known[name] for name in names if name in known}
 
 
-def light(name, device, precision, channels_last=True):
+def ours(name, device, precision, channels_last=True):
     """Two functions: a training step as the script's loop takes it, and the making of its batch alone."""
     script = importlib.import_module(name)
     args = script.parse_args(["--device", str(device)])
@@ -132,8 +128,10 @@ def light(name, device, precision, channels_last=True):
 
     def batch():
         index = batches[next(numbers) % len(batches)]
-        given = {"real": images[index] / 127.5 - 1}
-        return given | ({"classes": classes[index]} if name == "cgan" else {})
+        real = images[index] / 127.5 - 1
+        if name in TRANSLATORS:
+            return {"a": images[index.flip(0)] / 127.5 - 1, "b": real}
+        return {"real": real} | ({"classes": classes[index]} if name == "cgan" else {})
 
     def step():
         metrics.append(script.train_step(**parts, **batch(), **more))
@@ -145,23 +143,42 @@ def light(name, device, precision, channels_last=True):
     return step, batch
 
 
-def light_learned(script, flags, limit, device):
-    """The generator, the seconds and the steps of a light script's training for so many seconds."""
-    args = script.parse_args(["--dataset", "mnist", "--device", device, *flags])
-    images, *labels = script.load_images(args) if script.SCRIPT == "cgan" else [script.load_images(args)]
-    parts, more = script.build(args), options(script, args)
+def batches(script, args):
+    """What the loop of a script gives to train_step, batch by batch, until its training ends."""
     count = args.batch_size * getattr(args, "n_critic", 1)
-    steps, start = 0, clock(device)
+    if script.SCRIPT == "cyclegan":
+        data, _ = script.load_domains(args, train=True)
+    elif script.SCRIPT == "pix2pix":
+        data = dict(zip("ab", script.load_pairs(args, train=True)))
+    elif script.SCRIPT == "cgan":
+        data = dict(zip(("real", "classes"), script.load_images(args)))
+    else:
+        data = {"real": script.load_images(args)}
+    data = {name: tensor.to(args.device) for name, tensor in data.items()}
+    steps = max(len(tensor) for tensor in data.values()) // count
     for epoch in range(1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)
-        order = torch.randperm(len(images)).to(device)
-        for index in order.split(count)[: len(images) // count]:
-            if clock(device) - start > limit:
-                break
-            classes = {"classes": labels[0][index]} if labels else {}
-            script.train_step(**parts, real=images[index] / 127.5 - 1, **classes, **more)
-            steps += 1
-    return parts["generator"], clock(device) - start, steps
+        if script.SCRIPT == "cyclegan":
+            orders = {name: script.shuffled_rows(tensor, steps * count) for name, tensor in data.items()}
+        else:
+            order = torch.randperm(max(len(tensor) for tensor in data.values())).to(args.device)
+            orders = dict.fromkeys(data, order)
+        for start in range(0, steps * count, count):
+            batch = {name: tensor[orders[name][start : start + count]] for name, tensor in data.items()}
+            yield {name: rows if name == "classes" else rows / 127.5 - 1 for name, rows in batch.items()}
+
+
+def script_learns(script, flags, limit, device):
+    """The generator, the seconds and the steps of a script's training for so many seconds."""
+    args = script.parse_args(["--dataset", "mnist", "--device", device, *flags])
+    parts, steps, start = script.build(args), 0, None
+    for batch in batches(script, args):
+        start = start or clock(device)  # all is read
+        if clock(device) - start > limit:
+            break
+        script.train_step(**parts, **batch, **options(script, args, steps))
+        steps += 1
+    return parts.get("ema", parts["generator"]), clock(device) - start, steps
 
 
 def clock(device):
@@ -172,92 +189,25 @@ def clock(device):
     return time.perf_counter()
 
 
-# %% What is timed
-
-
 class Player:
-    """A script's networks and settings, ready to train."""
+    """A script's networks and settings, for the loop of tutorials: contiguous, and Adam not fused."""
 
-    def __init__(self, name, device, channels=None, **adam):
+    def __init__(self, name, device, grey=False):
         self.name, self.script, self.shape = name, importlib.import_module(name), SHAPES[name]
-        grey = ["--dataset", "mnist"] if channels == 1 else []
-        self.args = self.script.parse_args(["--device", str(device), *grey])
-        getattr(self.script, "fill_in", lambda args: None)(self.args)
-        torch.manual_seed(0)
-        second = getattr(self.script, "Critic", None) or self.script.Discriminator
-        if is_light(self.script):
-            modules = self.script.build(self.args).values()
-            self.generator, self.second = (
-                module.to(memory_format=torch.contiguous_format)
-                for module in modules
-                if isinstance(module, nn.Module)
-            )
-        elif name == "cyclegan":
-            self.generator = nn.ModuleDict({way: self.script.Generator() for way in ("ab", "ba")})
-            self.second = nn.ModuleDict({side: second(1, norm="instance") for side in "ab"})
-        else:
-            form = {"channels": channels} if channels else {}
-            self.generator, self.second = self.script.Generator(**form), second(**form)
-        for network in (self.generator.to(device), self.second.to(device)):
-            if not is_light(self.script):
-                network.apply(getattr(self.script, "init_weights", lambda layer: None))
-        adam["betas"] = {"wgan_gp": (0.0, 0.9), "stylegan": (0.0, 0.99)}.get(name, (0.5, 0.999))
+        self.args = self.script.parse_args(
+            ["--device", str(device), *(["--dataset", "mnist"] if grey else [])]
+        )
+        self.args.seed = 0
+        networks = list(self.script.build(self.args).values())[:2]
+        self.generator, self.second = (
+            network.to(memory_format=torch.contiguous_format) for network in networks
+        )
+        betas = {"wgan_gp": (0.0, 0.9), "stylegan": (0.0, 0.99)}.get(name, (0.5, 0.999))
         self.ema = copy.deepcopy(self.generator).requires_grad_(False) if name == "stylegan" else None
-        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), self.args.lr_g, **adam)
-        self.optimizer_second = torch.optim.Adam(self.second.parameters(), self.args.lr_d, **adam)
+        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), self.args.lr_g, betas)
+        self.optimizer_second = torch.optim.Adam(self.second.parameters(), self.args.lr_d, betas)
         self.n_critic = getattr(self.args, "n_critic", 1)
         self.count = self.args.batch_size * self.n_critic  # real images in a step
-
-
-def ours(name, device, precision, channels_last=True):
-    """As `light`, for all scripts."""
-    if is_light(importlib.import_module(name)):
-        return light(name, device, precision, channels_last)
-    player = Player(name, device, fused=True)
-    script, count, player.args.precision = player.script, player.count, precision
-    for network in (player.generator, player.second):
-        # The critic of wgan_gp.py and all of cyclegan.py are contiguous in any case, as there in train.
-        contiguous = not channels_last or name == "wgan_gp" and network is player.second or name == "cyclegan"
-        for part in network.values() if isinstance(network, nn.ModuleDict) else [network]:
-            part = getattr(part, "synthesis", part)  # the mapping of stylegan.py stays in fp32
-            script.place(part, player.args, torch.contiguous_format if contiguous else torch.channels_last)
-    images = torch.randint(0, 256, (10 * count, *player.shape), dtype=torch.uint8, device=device)
-    classes = torch.randint(0, 10, (len(images),), device=device)
-    batches = torch.randperm(len(images), device=device).view(-1, count)
-    networks = [player.generator, player.second]
-    if name == "cyclegan":
-        size = player.args.pool * count
-        networks += [script.ImagePool(size, *player.shape[:2]).to(device) for _ in "ab"]
-    if name == "stylegan":
-        networks.append(player.ema)
-    networks += [player.optimizer_g, player.optimizer_second]
-    names = list(inspect.signature(script.train_step).parameters)[len(networks) :]
-    pending, number = [], [0]
-
-    def batch():
-        number[0] += 1
-        index = batches[number[0] % len(batches)]
-        script.reseed("step", number[0])
-        real = images[index].float().div_(127.5).sub_(1)
-        given = {"real": real, "b": real, "condition": True}
-        if "a" in names:
-            given["a"] = images[index.flip(0)].float().div_(127.5).sub_(1)
-        if "classes" in names:
-            given["classes"] = classes[index]
-        if "z" in names:
-            given["z"] = torch.randn(count, player.args.latent_dim, device=device)
-        given |= {"minimax": False, "noise_std": 0.0, "ema_decay": 0.998}
-        return given | vars(player.args) | {"r1_weight": 0.0}
-
-    def step():
-        given = batch()
-        metrics = script.train_step(*networks, *(given[name] for name in names))
-        pending.append(torch.stack(list(metrics.values())))
-        if len(pending) == script.LOG_EVERY:
-            torch.stack(pending).tolist()
-            pending.clear()
-
-    return step, batch
 
 
 def tutorial(name, device, folder=None):
@@ -265,9 +215,9 @@ def tutorial(name, device, folder=None):
 
     The JPEGs in `folder` are what dcgan64_celeba.py is given; without them, MNIST and, in stylegan.py, R1.
     """
-    player = Player(name, device, 1 if name == "dcgan64_celeba" and not folder else None)
+    player = Player(name, device, grey=name == "dcgan64_celeba" and not folder)
     script, args, generator, second = player.script, player.args, player.generator, player.second
-    if name in ("pix2pix", "cyclegan"):
+    if name in TRANSLATORS:
         return player, translation(player, device)
     scale = [transforms.ToTensor(), transforms.Normalize(0.5, 0.5)]
     if name == "dcgan64_celeba":
@@ -319,7 +269,7 @@ def tutorial(name, device, folder=None):
         g_loss = -score.mean() if hasattr(script, "Critic") else bce(score.sigmoid(), torch.ones_like(score))
         update(player.optimizer_g, g_loss)
         if name == "stylegan":
-            script.average(player.ema, generator, 0.998)
+            script.average(player.ema, generator, decay=0.998)
         print(f"D {d_loss.item():.4f} G {g_loss.item():.4f}")
 
     return player, step
@@ -361,10 +311,11 @@ def translation(player, device):
         bce = nn.BCELoss()
         a, b = (images.to(device) for images in next(pairs))
         fake = generator(a)
-        on_real, on_fake = second(a, b).sigmoid(), second(a, fake.detach()).sigmoid()
+        on_real = second(torch.cat([a, b], 1)).sigmoid()
+        on_fake = second(torch.cat([a, fake.detach()], 1)).sigmoid()
         d_loss = (bce(on_real, torch.ones_like(on_real)) + bce(on_fake, torch.zeros_like(on_fake))) / 2
         update(player.optimizer_second, d_loss)
-        on_fake = second(a, fake).sigmoid()
+        on_fake = second(torch.cat([a, fake], 1)).sigmoid()
         g_loss = bce(on_fake, torch.ones_like(on_fake)) + args.l1_weight * l1(fake, b)
         update(player.optimizer_g, g_loss)
         print(f"D {d_loss.item():.4f} G {g_loss.item():.4f}")
@@ -482,15 +433,11 @@ def take_turns(jobs, device, rounds, least):
 
 def peak(name, device, steps):
     """Bytes that a run of so many steps on MNIST held at most, in a process of its own."""
+    args = importlib.import_module(name).parse_args([])
+    limit = steps * args.batch_size * getattr(args, "n_critic", 1) * (2 if name == "cyclegan" else 1)
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--dataset", "mnist", "--device", device, "--out-dir", f"{folder}/run"]
-        script = importlib.import_module(name)
-        if is_light(script):
-            args = script.parse_args([])
-            limit = steps * args.batch_size * getattr(args, "n_critic", 1)
-            flags += ["--epochs", 1, "--limit", limit]
-        else:
-            flags += ["--max-steps", steps]
+        flags += ["--epochs", 1, "--limit", limit]
         command = [sys.executable, "-c", PEAK.format(name=name), *map(str, flags)]
         output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     return int(output.split()[-1])
@@ -550,90 +497,53 @@ def measure(names, device, quick):
     return rates, rows
 
 
-class TimeIsUpError(Exception):
-    """So that a script's own loop ends."""
-
-
 def learned(job):
     """A row of the table of --learn: of a script, or of the tutorials' loop, after so many seconds."""
     name, who, _, _, _, device = job
     torch.set_num_threads(1)
-    light_script = is_light(importlib.import_module(name))
-    images, labels, taken, steps = light_samples(*job) if light_script else old_samples(*job)
-    with claims.silently():
-        found = claims.Judge("mnist", images, device)(images, labels)
+    images, taken, steps = samples_of(*job)
+    training = datasets.MNIST(ROOT / "data").data[:, None]
+    distance, precision, recall = fid.Judge("mnist", training, device, ROOT / "data")(images)
     row = {"script": f"{name}.py", "loop": who, "minutes": f"{taken / 60:.1f}", "steps": f"{steps:,}"}
-    row |= {"distance": f"{found['distance']:.1f}"}
-    keys = "precision", "recall", "confidence", "class_accuracy"
-    return row | {key: f"{found[key]:.3f}" for key in keys if found.get(key) is not None}
+    return row | {"distance": f"{distance:.1f}", "precision": f"{precision:.3f}", "recall": f"{recall:.3f}"}
 
 
-def light_samples(name, who, flags, limit, samples, device):
-    """Samples of a light script, or of its networks in the tutorials' loop; their classes; seconds; steps."""
+def samples_of(name, who, flags, limit, total, device):
+    """Samples, as bytes, of a script or of its networks in the tutorials' loop; the seconds and the steps."""
     script, steps = importlib.import_module(name), 0
     if who == "script":
-        generator, taken, steps = light_learned(script, flags, limit, device)
+        generator, taken, steps = script_learns(script, flags, limit, device)
     else:
         player, step = tutorial(name, torch.device(device))
         start = clock(device)
-        with claims.silently():
+        with contextlib.redirect_stdout(io.StringIO()):
             while clock(device) - start < limit:
                 step()
                 steps += 1
-        generator, taken = player.generator, clock(device) - start
+        generator, taken = player.ema or player.generator, clock(device) - start
     torch.manual_seed(0)
-    noise = getattr(script, "uniform", torch.randn)
-    images = script.sample(generator, noise(samples, generator.latent_dim))
-    classes = torch.arange(samples) % 10 if name == "cgan" else None  # sample draws all in turn
-    return (images * 255).round().to(torch.uint8), classes, taken, steps
-
-
-def old_samples(name, who, more, limit, samples, device):
-    """As light_samples, of a script in the old frame, by its own main."""
-    script = importlib.import_module(name)
-    networks, steps, original, start = {}, 0, script.train_step, None
-
-    def train_step(*args):
-        nonlocal steps, start
-        start = start or clock(device)  # all is read, as when the loop of tutorials starts
-        names = inspect.signature(original).parameters
-        networks.update({key: args[i] for i, key in enumerate(names) if key in ("generator", "ema")})
-        if clock(device) - start > limit:
-            raise TimeIsUpError
-        steps += 1
-        return original(*args)
-
-    with tempfile.TemporaryDirectory() as folder, claims.silently():
-        run = Path(folder, "run")
-        flags = ["--dataset", "mnist", "--device", device, "--out-dir", str(run)]
-        with contextlib.suppress(TimeIsUpError), mock.patch.object(script, "train_step", train_step):
-            script.main([*flags, "--max-steps", "1"] if who == "tutorial" else [*flags, *more])
-        if who == "tutorial":
-            player, step = tutorial(name, torch.device(device))
-            start, steps = clock(device), 0
-            while clock(device) - start < limit:
-                step()
-                steps += 1
-            networks = {"generator": player.generator, "ema": player.ema}
-        taken = clock(device) - start  # less than the limit if the script has come to its end
-        checkpoint = script.load_checkpoint(run / "checkpoint.pt")
-        states = {key: networks[key].state_dict() for key in ("generator", "ema") if key in checkpoint}
-        torch.save(checkpoint | states, run / "checkpoint.pt")
-        images, labels = claims.generated(script, run / "checkpoint.pt", samples, device)
-    return images, labels, taken, steps
+    args = script.parse_args(["--dataset", "mnist", "--device", device])
+    if name == "pix2pix":
+        images = script.sample(generator, script.load_pairs(args, train=False)[0][:total] / 255)
+    elif name == "cyclegan":
+        domains, _ = script.load_domains(args, train=False)
+        images = script.sample(generator["ab"], domains["a"][:total] / 255)
+    else:
+        noise = getattr(script, "uniform", torch.randn)
+        images = script.sample(
+            generator, noise(total, generator.latent_dim)
+        )  # cgan.py: of all classes in turn
+    return (images * 255).round().to(torch.uint8), taken, steps
 
 
 def learn(names, flags, device, minutes, samples):
     """Rows of a table: what scripts, and their default networks in the tutorials' loop, learn in a time."""
-    fid.load_classifier("mnist", "data", device)  # before many ask for it at once
-    rest = flags, 60 * minutes, samples, str(device)
-    jobs = [
-        (name, who, *rest) for name in names for who in (("script",) if flags else ("script", "tutorial"))
-    ]
-    count = fid.count_cores() if device.type == "cpu" else 1
-    with claims.start_workers(count) as pool:
-        rows = [*tqdm(claims.as_they_come(learned, jobs, pool, count), total=len(jobs), unit=" runs")]
-    return sorted(rows, key=lambda row: (names.index(row["script"][:-3]), row["loop"]))
+    fid.load_classifier("mnist", ROOT / "data", device)  # before many ask for it at once
+    loops = ("script",) if flags else ("script", "tutorial")
+    jobs = [(name, who, flags, 60 * minutes, samples, str(device)) for name in names for who in loops]
+    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        return [*tqdm(pool.map(learned, jobs), total=len(jobs), unit=" runs")]
 
 
 def table(rows, markdown):
@@ -658,11 +568,12 @@ def main(argv=None):
     add("--flags", default="", help="for --learn: flags of the script")
     add("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args(argv)
-    device = claims.pick_device(args.device)
+    gpu = accelerator.current_accelerator() if accelerator.is_available() else "cpu"
+    device = torch.device(gpu if args.device == "auto" else args.device)
     if args.learn and args.script == "fid":
         parser.error("--learn: fid.py does not train; give --script another, or leave it out")
     if args.learn:
-        samples = claims.SAMPLES // (10 if args.quick else 1)
+        samples = 1000 if args.quick else 10_000
         names = [args.script] if args.script else [*SHAPES]
         print(table(learn(names, args.flags.split(), device, args.learn, samples), args.markdown))
         return

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision import datasets
 from torchvision.transforms.functional import resize
 
@@ -398,3 +399,27 @@ def test_torchrun_gives_each_process_its_gpu(monkeypatch):
     monkeypatch.delenv("LOCAL_RANK")
     assert script.parse_args(["--device", "cuda:1"]).device == "cuda:1"
     assert asked == ["cuda:3", "cpu", "cuda:1"]  # the first thing that touches a GPU touches the right one
+
+
+def test_it_takes_the_weights_of_the_official_example_and_gives_its_own():
+    """PyTorch's own DCGAN, written down: each network has a Sequential by the name of main."""
+    up = [nn.ConvTranspose2d(100, 512, 4, 1, 0, bias=False), nn.BatchNorm2d(512), nn.ReLU(True)]
+    for channels in 512, 256, 128:
+        up += [nn.ConvTranspose2d(channels, channels // 2, 4, 2, 1, bias=False)]
+        up += [nn.BatchNorm2d(channels // 2), nn.ReLU(True)]
+    up += [nn.ConvTranspose2d(64, 3, 4, 2, 1, bias=False), nn.Tanh()]
+    down = [nn.Conv2d(3, 64, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, inplace=True)]
+    for channels in 64, 128, 256:
+        down += [nn.Conv2d(channels, 2 * channels, 4, 2, 1, bias=False)]
+        down += [nn.BatchNorm2d(2 * channels), nn.LeakyReLU(0.2, inplace=True)]
+    down += [nn.Conv2d(512, 1, 4, 1, 0, bias=False), nn.Sigmoid()]
+    its_g, its_d = (nn.ModuleDict({"main": nn.Sequential(*layers)}).eval() for layers in (up, down))
+    g, d = script.Generator().eval(), script.Discriminator().eval()
+    g.load_state_dict(its_g.state_dict())
+    d.load_state_dict(its_d.state_dict())
+    z = torch.randn(4, 100)
+    images = its_g["main"](z[:, :, None, None])
+    assert torch.equal(g(z), images)
+    torch.testing.assert_close(d(images).sigmoid().flatten(), its_d["main"](images).flatten())
+    its_g.load_state_dict(g.state_dict())  # and back
+    its_d.load_state_dict(d.state_dict())

@@ -172,3 +172,33 @@ def test_the_fakes_reach_all_clusters(tmp_path, no_plots):
     assert last["near"] > 0.5
     assert last["sliced"] < 0.3
     assert math.log(2) - last["d_loss"] / 2 < last["js"] < 0.5  # what D knows of it bounds it from below
+
+
+def test_divergence_in_closed_form():
+    p, q = torch.tensor([0.5, 0.5, 0.0, 0.0]), torch.tensor([0.0, 0.0, 0.25, 0.75])
+    assert gan_2d.jensen_shannon(p, q) == pytest.approx(math.log(2))
+    assert gan_2d.jensen_shannon(p, p) == 0
+    half = gan_2d.jensen_shannon(torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5]))
+    assert half == pytest.approx((math.log(4 / 3) + 0.5 * math.log(2 / 3) + 0.5 * math.log(2)) / 2)
+    outside = gan_2d.jensen_shannon(torch.tensor([0.5]), torch.tensor([0.0]))  # what lacks of 1 lies outside
+    assert outside == pytest.approx(half)
+
+
+def test_distance_of_a_set_that_was_moved():
+    x, shift = torch.randn(4000, 2), torch.tensor([3.0, -4.0])
+    assert gan_2d.sliced_wasserstein(x, x + shift) == pytest.approx(
+        5 * 2 / math.pi, rel=1e-3
+    )  # mean of |cos|
+    assert gan_2d.sliced_wasserstein(x, x[torch.randperm(4000)]) == 0
+
+
+def test_counts_clusters_that_have_a_tenth_of_their_due():
+    """Of 1,000 points a cluster of eight is due 125, so 13 count, and 12 do not; 3 std are 0.3."""
+    ring = gan_2d.Clusters("ring")
+    away = ring.centres[3:4] + torch.tensor([[0.29, 0.0]])
+    for count, modes in (13, 2), (12, 1):
+        points = torch.cat([ring.centres[:1].expand(900, -1), away.expand(count, -1), torch.zeros(100, 2)])
+        measures = gan_2d.measure(points[:1000], ring.draw(50), ring)
+        assert measures["modes"] == modes
+        assert measures["near"] == pytest.approx((900 + count) / 1000, abs=0.013)
+    assert gan_2d.measure(away.expand(1000, -1) + 0.05, ring.draw(50), ring)["modes"] == 0
