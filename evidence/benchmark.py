@@ -58,7 +58,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageChops, ImageFilter
-from torch import nn
+from torch import accelerator, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import flop_registry
@@ -361,12 +361,13 @@ def translation(player, device):
 
 def inception(device, precision):
     """The FID Inception, with random weights, on 50 images; reading them is not in it."""
-    network = fid.FIDInception().fuse().to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    network = fid.FIDInception().fuse().to(device)
     images = torch.randint(0, 256, (50, 3, 64, 64), dtype=torch.uint8, device=device)
 
     @torch.inference_mode()
     def step():
-        network(network.prepare(images))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
+            network(network.prepare(images))
 
     return step
 
@@ -567,7 +568,8 @@ def main(argv=None):
     add("--flags", default="", help="for --learn: flags of the script")
     add("--markdown", action="store_true", help="print the table as Markdown")
     args = parser.parse_args(argv)
-    device = torch.device(fid.pick_device(args.device))
+    gpu = accelerator.current_accelerator() if accelerator.is_available() else "cpu"
+    device = torch.device(gpu if args.device == "auto" else args.device)
     if args.learn and args.script == "fid":
         parser.error("--learn: fid.py does not train; give --script another, or leave it out")
     if args.learn:

@@ -65,7 +65,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
-from torch import nn
+from torch import accelerator, nn
+from torchvision import datasets
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 from tqdm import tqdm
@@ -756,16 +757,41 @@ def generated(script, checkpoint, count, device, psi=None):
     return torch.stack(images), labels
 
 
+def pick_device(name):
+    """The torch.device of that name; auto takes a GPU if there is one."""
+    if name == "auto":
+        name = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
+    return torch.device(name)
+
+
+def class_report(logits, labels=None):
+    """What a classifier of ten classes says of images, from its logits (N, 10).
+
+    classes: how many of the ten have at least 1% of the images. entropy: that of the classes' shares, over
+    log 10, so 1 if all are equal. confidence: the mean probability of the likeliest class. class_accuracy:
+    the share of images whose likeliest class is that of `labels` (N,); None without these.
+    """
+    confidence, classes = logits.double().softmax(1).max(1)
+    shares = classes.bincount(minlength=10).double() / len(classes)
+    return {
+        "classes": (shares >= 0.01).sum().item(),
+        "entropy": torch.special.entr(shares).sum().item() / math.log(10),
+        "confidence": confidence.mean().item(),
+        "class_accuracy": None if labels is None else (classes == labels).double().mean().item(),
+    }
+
+
 class Judge(getattr(fid, "Judge", object)):  # so that --list works whatever today's fid.py has
     """Measures samples as fid.py does, and counts their classes."""
 
     def __call__(self, images, labels):
         """The distance and the other figures of uint8 images (N, C, H, W) and their classes, or None."""
-        result = fid.compare(self.reference, self.measure("samples", images, labels), self.args)
+        samples = self.measure("samples", images)
+        result = fid.compare(self.reference, samples, self.args)
         row = {"distance": result["frechet_distance"]}
         row |= {name: result[name] for name in ("precision", "recall")}
-        for name in ("classes", "entropy", "confidence", "class_accuracy"):
-            row |= {name: result[name][1]} if name in result else {}  # faces have many attributes
+        if self.args.dataset != "faces":  # which have many attributes
+            row |= class_report(samples.logits, labels)
         fake, real = (self.network.prepare(x).var(0, correction=0).sum() for x in (images, self.real))
         return row | {"diversity": (fake / real).sqrt().item()}
 
@@ -1289,7 +1315,7 @@ def sight(device, epochs=2):
     the upper half. Some of both kinds are in sight.png.
     """
     cross_entropy = importlib.import_module("vanilla_gan").discriminator_loss
-    parts = [fid.open_dataset("mnist", "data", train) for train in (True, False)]
+    parts = [datasets.MNIST("data", train) for train in (True, False)]
     data = [(part.data[:, None].to(device).float() / 127.5 - 1, part.targets.to(device)) for part in parts]
     draw_halves(data[1][0], PLOTS / "sight.png")
     for name, form, black, alike in SIGHT:
@@ -1330,7 +1356,7 @@ def copies(device, total=10_000):
 
     As many of each class, drawn at random; exactly the same, or each moved by up to one pixel.
     """
-    part = fid.open_dataset("mnist", "data", train=True)
+    part = datasets.MNIST("data", train=True)
     images, labels, judge = part.data[:, None], part.targets, None
     rng = torch.Generator().manual_seed(42)
     for count, moved in itertools.product((10, 50, 200, 1000, 10_000), (False, True)):
@@ -1370,7 +1396,7 @@ def garments(device):
     script, checkpoint = last_checkpoint("garments")
     with silently():
         images, labels = generated(script, checkpoint, SAMPLES, str(device))
-    names = fid.DATASETS["fashion_mnist"][0].classes
+    names = datasets.FashionMNIST.classes
     tests, truth = fid.images_and_labels("fashion_mnist", "data", train=False)
     network, _ = fid.load_classifier("fashion_mnist", "data", device)
     network.to(device)
@@ -1778,7 +1804,7 @@ def main(argv=None):
                 print(f"    {setting.label}: {setting.command}, {setting.points[-1]:,} steps")
         return
     if args.extra:
-        rows = [*EXTRA[args.extra](fid.pick_device(args.device))]
+        rows = [*EXTRA[args.extra](pick_device(args.device))]
         print(f"| {' | '.join(rows[0])} |\n|{' --- |' * len(rows[0])}")
         for row in rows:
             print(f"| {' | '.join(f'{v:.4g}' if isinstance(v, float) else str(v) for v in row.values())} |")
@@ -1789,7 +1815,7 @@ def main(argv=None):
         for name in filter(lambda name: (TABLES / f"{name}.csv").is_file(), claims):
             report(name, claims[name], read_rows(TABLES / f"{name}.csv"))
         return
-    device = str(fid.pick_device(args.device))
+    device = str(pick_device(args.device))
     home, tables, plots, samples = RUNS, TABLES, PLOTS, SAMPLES
     if args.quick:
         home = tables = plots = QUICK

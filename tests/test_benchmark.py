@@ -1,9 +1,13 @@
-"""evidence/benchmark.py: what it times, and what it lets learn."""
+"""evidence/: what benchmark.py times and lets learn, and what claims.py counts."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
 import benchmark
+import claims
 from test_scripts import IMAGES, ROOT, TRANSLATORS
 
 
@@ -75,3 +79,19 @@ def test_the_quick_table_adds_up(capsys):
     for column in ("images/s fp32", "images/s bf16", "tutorial fp32", "tutorial bf16"):
         assert float(row[column].replace(",", "")) > 0
     assert benchmark.table([{"a": "1"}, {"a": "22", "b": "3"}], False) == "a   b\n1\n22  3"
+
+
+def test_claims_count_the_classes_of_samples():
+    logits = torch.full((1000, 10), -50.0)
+    predicted = torch.tensor([0] * 500 + [1] * 250 + [2] * 241 + [3] * 9)  # 3 has less than 1%
+    logits[torch.arange(1000), predicted] = 50.0
+    labels = predicted.clone()
+    labels[:100] = 9
+    report = claims.class_report(logits, labels)
+    shares = np.array([0.5, 0.25, 0.241, 0.009])
+    assert (report["classes"], report["confidence"]) == (3, pytest.approx(1))
+    assert report["entropy"] == pytest.approx(-(shares * np.log10(shares)).sum(), rel=1e-9)
+    assert report["class_accuracy"] == pytest.approx(0.9)
+    even = claims.class_report(torch.eye(10).repeat(5, 1))
+    assert (even["classes"], even["entropy"], even["class_accuracy"]) == (10, pytest.approx(1), None)
+    assert even["confidence"] == pytest.approx(math.e / (math.e + 9))
