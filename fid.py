@@ -625,8 +625,10 @@ class Judge:
 
     def __call__(self, images):
         """The distance, precision and recall of uint8 images (N, C, H, W)."""
+        self.args.metrics = ["fid", "pr"] if len(images) > 3 else ["fid"]  # three neighbours of each
         result = compare(self.reference, self.measure("samples", images), self.args)
-        return result.get("fid", result.get("frechet_distance")), result["precision"], result["recall"]
+        distance = result.get("fid", result.get("frechet_distance"))
+        return distance, result.get("precision", math.nan), result.get("recall", math.nan)
 
 
 def track(judge, draw, folder, epoch, count=10_000):
