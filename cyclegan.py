@@ -8,9 +8,9 @@
                  └──► D_B ──► real?                          └──► D_A ──► real?
 
 pix2pix.py learns from pairs. But who has a photograph of a horse, and of the same horse as a zebra? Often
-there are only two sets of pictures, A and B. D_B can tell whether G_AB(a) looks like a picture of B, but it
-never sees a: a G_AB that answered each outline with some other digit would pass. So CycleGAN trains a second
-generator, which goes the other way, and asks that a picture survive the journey there and back:
+there are only two sets of pictures, A and B. D_B can tell whether G_AB(a) looks like a picture of B, but the
+input itself it never sees: answering each outline with some other digit would pass. So CycleGAN trains a
+second generator, which goes the other way, and asks that a picture survive the journey there and back:
 
     L_G = E[(D_B(G_AB(a)) - 1)^2] + E[(D_A(G_BA(b)) - 1)^2]
         + 10 (E|G_BA(G_AB(a)) - a| + E|G_AB(G_BA(b)) - b|)
@@ -21,9 +21,9 @@ strokes where they are is easier for a convolution. And the generators can cheat
 show, G_BA hides in it as faint noise, and G_AB reads it there. New, too, are the squared errors, steadier
 than a cross-entropy; instance normalisation; and a pool of older fakes, so that no old trick works twice.
 
-What to watch: samples/, rows of a, G_AB(a), a again; then b, G_BA(b), b again. A is made from B here, so b is
-the target of G_AB(a), and a of G_BA(b), but training never sees such a pair. Evenly matched players give all
-scores 1/2, and keep g_ab, g_ba, d_a and d_b at 0.25. Try --cycle-weight 0 --epochs 1: what changes?
+What to watch: samples/, rows of a, G_AB(a), a again; then b, G_BA(b), b again. A is made from B here, so
+G_AB(a) should be b, and G_BA(b) should be a, though training never sees such a pair. Between equals all
+scores are 1/2, and g_ab, g_ba, d_a and d_b stay near 0.25. Try --cycle-weight 0 --epochs 1: what changes?
 
 Papers: Zhu et al. 2017, arXiv 1703.10593, where A, B, G_AB, G_BA are X, Y, G, F; Mao et al. 2016, 1611.04076
 (squares); Shrivastava et al. 2016, 1612.07828 (pool); Chu et al. 2017, 1712.02950 (cheating). Departures:
@@ -244,7 +244,7 @@ PANELS = [["g_ab", "g_ba"], ["d_a", "d_b"], ["cycle_a", "cycle_b", "identity"]] 
 class ImagePool(nn.Module):
     """Fakes of earlier steps (size, C, S, S): a D that only saw the newest ones would forget the others.
 
-    It is a module so that its images are in the checkpoint, and a resumed run goes on exactly.
+    It is a module, so that a checkpoint holds its images and, as extra state, their count.
     """
 
     def __init__(self, size, channels, side):
@@ -306,7 +306,7 @@ def train_step(
     optimizer_g.step()
     discriminator.requires_grad_(True)
 
-    # The discriminators learn to tell real from fake. Half of the fakes are older; detached, none reaches G.
+    # The discriminators learn to tell real from fake. Half of the fakes are older. Detached, none trains G.
     shown_a, shown_b = pool["a"].query(fake_a.detach()), pool["b"].query(fake_b.detach())
     d_a = discriminator_loss(run(discriminator["a"], a), run(discriminator["a"], shown_a))
     d_b = discriminator_loss(run(discriminator["b"], b), run(discriminator["b"], shown_b))
@@ -329,8 +329,8 @@ def check(args):
     if bool(args.folder_a) != bool(args.folder_b) or (args.folder_a and args.dataset != "folder"):
         fail("--folder-a, --folder-b: give both, with --dataset folder")
     if args.pool < 0 or args.decay > 1:
-        fail("--pool, --decay: give a number of batches, or 0, and a share of the run")
-    if args.identity_weight and len({*count_channels(args)}) == 2:
+        fail("--pool, --decay: give at least 0 batches, and a share of at most 1")
+    if args.identity_weight and count_channels(args) == (1, 3):
         fail("--identity-weight: one of A and B is grey, the other in colour; leave it out")
     if args.fid_every and args.task == "glasses":
         fail("--fid-every: fid.py compares with all faces, and B has only those with glasses; leave it out")
@@ -366,7 +366,7 @@ def build(args):
 
 
 def shuffled_rows(pictures, total):
-    """`total` row numbers of pictures: all of them in random order, then again, in another, and so on."""
+    """`total` row numbers of pictures: all in random order, then all in a new one, and so on."""
     orders = [torch.randperm(len(pictures)) for _ in range(math.ceil(total / len(pictures)))]
     return torch.cat(orders)[:total].to(pictures.device)
 
@@ -375,7 +375,7 @@ def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
     domains, _ = load_domains(args, train=True)
     test, names = load_domains(args, train=False)
-    paired = names["a"] == names["b"]  # so that a and b in a row are targets of each other
+    paired = names["a"] == names["b"]  # then test a[i] and b[i] are taken for each other's targets
     a, b = domains["a"].to(args.device), domains["b"].to(args.device)
     batch_size = min(args.batch_size, len(a), len(b))
     parts = build(args)
@@ -442,7 +442,7 @@ def sample(generator, images):
 
 
 def measure(generator, test):
-    """The mean difference of test pictures from their targets, in both directions, from 0 to 1."""
+    """The mean difference of outputs from their targets, in both directions, from 0 to 1."""
     a, b = test["a"][:1000] / 255, test["b"][:1000] / 255
     a2b_error, b2a_error = l1_loss(sample(generator["ab"], a), b), l1_loss(sample(generator["ba"], b), a)
     return {"a2b_error": a2b_error.item(), "b2a_error": b2a_error.item()}
@@ -527,7 +527,7 @@ def load_generator(path, device="cpu", direction="a2b"):
     return generator["ab" if direction == "a2b" else "ba"].to(device).eval()
 
 
-# %% Domains: A is made from B, or has a folder of its own
+# %% Domains: the two sets of pictures, A and B
 
 
 def count_channels(args):
@@ -558,7 +558,7 @@ def make_a(task, b):
 def load_domains(args, train):
     """Two dicts with the keys "a" and "b": pictures as bytes (N, C, size, size), and their names.
 
-    Where A is made from B, pictures for testing are pairs, but those for training have nothing in common.
+    Where A is made from B, pictures for testing are pairs, but those for training share no picture of B.
     """
     part = "train" if train else "test"
     if args.dataset == "folder":
@@ -581,7 +581,7 @@ def split(items, args, train):
         with open(Path(args.data_dir, "faces", "train.csv" if train else "test.csv")) as file:
             glasses = [row["glasses"] != "none" for row in csv.DictReader(file)]
         sides = {"a": [row for row in items if not glasses[row]], "b": [row for row in items if glasses[row]]}
-    else:  # to train on A that is made from B, every second one; to test, pairs
+    else:  # to train on A made from B, half for each; otherwise all for both
         sides = {"a": items[0::2], "b": items[1::2]} if args.task and train else {"a": items, "b": items}
     if not all(sides.values()):
         fail("--limit, --dataset: there are no pictures of A, or none of B; give more")
@@ -719,8 +719,8 @@ def read_folders(args, train):
         pictures = list_pictures(folder)
         chosen = [*pictures]
         if folders == others:  # one name in ten is for testing, always the same ones
-            for_testing = {name for name in chosen if zlib.crc32(name.encode()) % 10 == 0}
-            chosen = [name for name in chosen if (name in for_testing) != train]
+            held_out = {name for name in chosen if zlib.crc32(name.encode()) % 10 == 0}
+            chosen = [name for name in chosen if (name not in held_out) == train]
         chosen = split(choose(chosen, args, train), args, train)[side]
         half = "ab".index(side) if folders[0] == folders[1] and not args.task else None
         pictures = {name: pictures[name] for name in chosen}
@@ -764,11 +764,11 @@ def parse_args(argv=None):
 
 def generate(args):
     """Write what a generator in args.checkpoint makes of test pictures, or of your own, as PNG files."""
-    load_checkpoint(args.checkpoint, generator=make_generators(args))  # the flags fit its networks
+    load_checkpoint(args.checkpoint, generator=make_generators(args))  # a check: do the flags fit?
     generator, side = load_generator(args.checkpoint, args.device, args.direction), args.direction[0]
     if args.translate:
         images, names = read_pictures(list_pictures(args.translate), args.image_size)
-        if count_channels(args)["ab".index(side)] == 1:
+        if generator.layers[1].in_channels == 1:  # of its first convolution
             images = make_a("grey", images)
     else:
         args.limit = args.generate

@@ -642,7 +642,7 @@ def read_folders(args, train):
     if alone:
         print(f"{len(alone)} pictures have no partner of the same name: {', '.join(alone[:5])}", flush=True)
     if folders == others:  # one name in ten is for testing, always the same ones
-        names = [name for name in names if (zlib.crc32(name.encode()) % 10 == 0) != train]
+        names = [name for name in names if (zlib.crc32(name.encode()) % 10 > 0) == train]
     names = choose(names, args, train)
     half_a, half_b = (0, 1) if folders[0] == folders[1] and not args.task else (None, None)
     a, names_a = read_pictures({name: a[name] for name in names}, args.image_size, half_a)
@@ -687,7 +687,7 @@ def parse_args(argv=None):
 
 def generate(args):
     """Write what the generator in args.checkpoint makes of test pictures, or of your own, as PNG files."""
-    load_checkpoint(args.checkpoint, generator=make_generator(args))  # the flags fit its network
+    load_checkpoint(args.checkpoint, generator=make_generator(args))  # a check: do the flags fit?
     generator = load_generator(args.checkpoint, args.device)
     if args.translate:
         images, names = read_pictures(list_pictures(args.translate), args.image_size)

@@ -285,7 +285,7 @@ def test_celeba_is_the_default_where_its_folder_is(tmp_path, monkeypatch, capsys
 
 def test_small_pictures_are_made_larger(monkeypatch, capsys, tmp_path):
     class Ten:
-        def __init__(self, folder, download):
+        def __init__(self, folder, train, download):
             self.data = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), dtype=np.uint8)
 
     argv = ["--dataset", "cifar10", "--device", "cpu", "--limit", "4", "--data-dir", str(tmp_path)]
@@ -293,7 +293,7 @@ def test_small_pictures_are_made_larger(monkeypatch, capsys, tmp_path):
     fails(script, argv, capsys, "--data-dir", "cifar10", tmp_path)
     monkeypatch.setattr(datasets, "CIFAR10", Ten)
     images = script.load_images(script.parse_args(argv))
-    large = resize(torch.from_numpy(Ten("", True).data).movedim(3, 1), [64, 64], antialias=True)
+    large = resize(torch.from_numpy(Ten("", True, True).data).movedim(3, 1), [64, 64], antialias=True)
     assert images.shape == (4, 3, 64, 64)
     assert {image.numpy().tobytes() for image in images} < {image.numpy().tobytes() for image in large}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from test_scripts import SCRIPTS, assert_same_bits, short
+from test_scripts import SCRIPTS, TRANSLATORS, assert_same_bits, short
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,15 +36,18 @@ def test_a_script_alone_in_an_empty_folder_trains_and_generates(name, tmp_path):
     flags = [flag for flag in short(name, "", "--epochs", 1) if flag not in ("--out-dir", "")]
     assert start(name, flags, tmp_path).wait() == 0
     checkpoint = tmp_path / "runs" / name / "001" / "checkpoint.pt"
-    assert start(name, ["--generate", 3, "--checkpoint", checkpoint], tmp_path).wait() == 0
-    folder = checkpoint.parent / "generated/001"
+    pretrained = ROOT / f"pretrained/{name}.pt"
+    flags = ["--generate", 3, "--checkpoint", pretrained if pretrained.exists() else checkpoint]
+    flags += ["--data-dir", ROOT / "data"] if name in TRANSLATORS else []
+    folder = tmp_path / "new"
+    assert start(name, [*flags, "--out-dir", folder], tmp_path).wait() == 0
     if name == "gan_2d":
         assert len((folder / "points.csv").read_text().splitlines()) == 1 + 3
     else:
         assert len(list(folder.rglob("*.png"))) == 3
 
 
-@pytest.mark.parametrize("name", ["dcgan_mnist", "dcgan32_wgan_sn", "cyclegan", "stylegan"])
+@pytest.mark.parametrize("name", ["dcgan_mnist", "cyclegan", "stylegan"])
 def test_a_killed_run_goes_on_after_its_last_whole_epoch(name, tmp_path):
     """With the same bits as a run that was never killed."""
     shutil.copy(ROOT / f"{name}.py", tmp_path)
