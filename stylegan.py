@@ -17,16 +17,16 @@ w into a style y = A w + b: a scale and a shift for each feature map x_i.
 AdaIN wipes each map's mean and contrast, and the style sets new ones: a volume knob for each feature. The
 next AdaIN wipes them again, so a style directs one layer alone: shapes at low resolution, and colours and
 details at high resolution. Why w, and not z? Say no old face in the data wears a cap. A Gaussian has no hole
-where "old, with a cap" would be, so G would have to bend Z around it. W can leave that corner empty.
+where "old, with a cap" would be, so G would have to bend Z to make one. W can leave that corner empty.
 
-R1 adds gamma / 2 E|grad_x logit(x)|^2 to the loss of D that vanilla_gan.py has, to keep D flat at real
-images. Six more ideas have a comment where they are used, from equalised learning rates to style mixing.
+R1 adds gamma / 2 E|grad_x logit(x)|^2 to D's loss from vanilla_gan.py, to keep D flat at real images. More
+ideas have a comment where they are used, from equalised learning rates to averaged weights.
 
 What to watch: mixing.png. Pairs of rows take coarse, middle and fine styles from the images at the top. Try
---truncation 1, 0.5 and 0 in the command above: what do these cartoon faces gain, and what do they lose?
+--truncation 1, 0.5 and 0 in the third command: what do its cartoon faces gain, and what do they lose?
 
 Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196; Mescheder et al. 2018, 1801.04406. Departures:
-no progressive growing; small networks; a constant from N(0, 1); D halves maps before a second convolution;
+no progressive growing; small networks; a constant from N(0, 1); D's blocks halve before their second convolution;
 G reuses D's fakes; R1 in every tenth step (StyleGAN2, 1912.04958), without rescaling Adam for that.
 """
 
@@ -198,10 +198,10 @@ class GroupDeviation(nn.Module):
     """
 
     def forward(self, x):
-        images = max(number for number in (1, 2, 3, 4) if len(x) % number == 0)  # in a group
-        groups = x.unflatten(0, (images, -1))  # of 8 images, [:, 0] has 0, 2, 4 and 6, and [:, 1] the others
+        size = max(number for number in (1, 2, 3, 4) if len(x) % number == 0)  # of a group
+        groups = x.unflatten(0, (size, -1))  # of 8 images, [:, 0] has 0, 2, 4 and 6, and [:, 1] the others
         deviation = (groups.var(0, correction=0) + 1e-8).sqrt().mean((1, 2, 3))  # one number for each group
-        extra = deviation.repeat(images).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])  # (N, 1, H, W)
+        extra = deviation.repeat(size).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])  # (N, 1, H, W)
         return torch.cat([x, extra], 1)
 
 
@@ -212,7 +212,7 @@ def channels_at(size, width):
 
 
 class Mapping(nn.Module):
-    """Noise z (N, latent_dim), scaled to a mean square of 1, to w (N, latent_dim)."""
+    """Noise z (N, latent_dim), its mean square made 1, to w (N, latent_dim)."""
 
     def __init__(self, latent_dim=128, layers=8):
         super().__init__()
@@ -294,7 +294,7 @@ class Discriminator(nn.Module):
 
 
 def discriminator_loss(real_logits, fake_logits):
-    """L_D = -E[log D(x)] - E[log(1 - D(G(z)))]: of sigmoid(logit), -log is softplus(-logit)."""
+    """L_D = -E[log D(x)] - E[log(1 - D(G(z)))]; -log(sigmoid(logit)) = softplus(-logit)."""
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
@@ -309,7 +309,7 @@ def r1_penalty(discriminator, real):
     Once fakes match real images, G should stop. But where D still has a slope, it keeps pushing G away.
     """
     real = real.detach().requires_grad_()
-    # The sum gives every image its own gradient; create_graph, so that the penalty can be minimised itself.
+    # The sum gives a gradient for every image; create_graph makes the penalty differentiable, too.
     (gradient,) = torch.autograd.grad(discriminator(real).sum(), real, create_graph=True)
     return gradient.square().flatten(1).sum(1).mean()
 
@@ -376,7 +376,7 @@ def train_step(
 
     metrics = {"d_loss": d_loss, "g_loss": g_loss}
     metrics |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
-    metrics["r1"] = r1  # 0 in most steps, but K-fold in every Kth: its mean is gamma / 2 E|grad_x D(x)|^2
+    metrics["r1"] = r1  # K-fold in each Kth step, see --r1-every, else 0: its mean is that of the lesson
     metrics["diversity"] = (fake.var(0).mean() / real.var(0).mean()).sqrt()  # 1: fakes vary as real images do
     return {name: value.detach() for name, value in metrics.items()}  # .item() would wait for the GPU
 
@@ -441,9 +441,9 @@ def train(args):
         settings = {"mixing": args.mixing, "ema_images": args.ema_images, "precision": args.precision}
         metrics, start = [], time.perf_counter()
         bar = tqdm(batches, f"epoch {epoch}", leave=False)
-        for step, batch in enumerate(bar, start=(epoch - 1) * len(batches)):
+        for number, batch in enumerate(bar, start=(epoch - 1) * len(batches)):
             real = images[batch] / 127.5 - 1
-            r1_weight = args.r1_weight * args.r1_every if step % args.r1_every == 0 else 0.0
+            r1_weight = args.r1_weight * args.r1_every if number % args.r1_every == 0 else 0.0
             metrics.append(train_step(**parts, real=real, r1_weight=r1_weight, **settings))
 
         means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}
@@ -479,7 +479,7 @@ def load_images(args):
     images = images[torch.randperm(len(images))[: args.limit]]
     if "mnist" in args.dataset:
         images = F.pad(images, (2, 2, 2, 2))  # 28x28 to 32x32
-    chunks = images.split(1000)  # resize makes floats of a chunk
+    chunks = images.split(1000)  # resize needs floats: 4 times the memory
     return torch.cat([resize(chunk, size, antialias=True) for chunk in chunks]).to(args.device)
 
 
@@ -518,7 +518,7 @@ def sample(generator, z):
 
 @torch.no_grad()
 def draw(generator, folder, epoch, args):
-    """Write the samples of an epoch, always from the same z, progress.gif, and three pictures of styles."""
+    """Write an epoch's samples (always from the same z), progress.gif and three pictures of styles."""
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(64, args.latent_dim, generator=rng).to(args.device)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
@@ -527,7 +527,7 @@ def draw(generator, folder, epoch, args):
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
     # Pairs of rows with the same ends: an arc in Z, where each z is from N(0, I), and a straight line in W.
-    t, rows = torch.linspace(0, 1, 10, device=z.device)[:, None], []
+    rows, t = [], torch.linspace(0, 1, 10, device=z.device)[:, None]
     for z1, z2 in z[:8].split(2):
         arc = (t * math.pi / 2).cos() * z1 + (t * math.pi / 2).sin() * z2
         w1, w2 = generator.ws(torch.stack([z1, z2]))  # each (layers, latent_dim)
@@ -537,7 +537,7 @@ def draw(generator, folder, epoch, args):
     # Six images on the left take the w of some layers from six at the top.
     left, top = generator.ws(z[:12]).split(6)  # each (6, layers, latent_dim)
     coarse, middle, fine = slice(0, 4), slice(4, 6), slice(6, None)  # layers: 4x4 and 8x8; 16x16; the others
-    rows = [top[:1], top]  # the first is for the corner
+    rows = [top[:1], top]  # a dummy fills the corner
     for row, layers in enumerate([coarse, coarse, middle, middle, fine, fine]):
         mixed = left[row].repeat(6, 1, 1)
         mixed[:, layers] = top[:, layers]
@@ -546,7 +546,7 @@ def draw(generator, folder, epoch, args):
     images[0] = 0
     save_image(images, folder / "mixing.png", nrow=7)
 
-    # A column for each psi. Below 0, w passes its mean, to the opposite of the first column.
+    # A column for each psi. Below 0, w is past its mean; -1 is the opposite of 1.
     columns = [generator.ws(z[:6], psi) for psi in (1, 0.7, 0.5, 0.3, 0, -0.5, -1)]
     ws = torch.stack(columns, 1).flatten(0, 1)  # (6 * 7, layers, latent_dim), row by row
     save_image(sample(generator.synthesis, ws), folder / "truncation.png", nrow=7)
@@ -660,7 +660,7 @@ def read_pictures(pictures, size):
     key = hashlib.sha256(repr([size, pictures, stats]).encode()).hexdigest()[:16]
     cache = Path("data", "cache", f"{key}.pt")
     if not cache.exists():
-        # Processes decode, because threads would wait for Python's lock.
+        # Without batches, collate_fn is given one path, in another process.
         work = {"collate_fn": functools.partial(decode, size=size), "batch_size": None}
         loader = DataLoader([*pictures.values()], num_workers=torch.get_num_threads(), **work)
         decoded = dict(zip(pictures, [*tqdm(loader, "decoding")]))
