@@ -26,8 +26,8 @@ What to watch: mixing.png. Pairs of rows take coarse, middle and fine styles fro
 --truncation 1, 0.5 and 0 in the third command: what do its cartoon faces gain, and what do they lose?
 
 Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196; Mescheder et al. 2018, 1801.04406. Departures:
-no progressive growing; small networks; a constant from N(0, 1); D's blocks halve before their second convolution;
-G reuses D's fakes; R1 in every tenth step (StyleGAN2, 1912.04958), without rescaling Adam for that.
+no progressive growing; small networks; rates of 2e-3; a constant from N(0, 1); D's blocks halve before their
+second convolution; G reuses D's fakes; R1 in every tenth step (StyleGAN2, 1912.04958) with Adam unchanged.
 """
 
 import argparse
