@@ -17,8 +17,8 @@ second generator, which goes the other way, and asks that a picture survive the 
     L_D = 1/2 E[(D_B(b) - 1)^2] + 1/2 E[D_B(G_AB(a))^2] + the same for D_A
 
 Even so, nothing forces a 7 to stay a 7: G_AB could swap 3s and 7s, and G_BA could swap them back. But leaving
-strokes where they are is easier for a convolution. And the generators can cheat: what a picture of A cannot
-show, G_BA hides in it as faint noise, and G_AB reads it there. New, too, are the squared errors, steadier
+strokes where they are is easier for a convolution. And the generators can cheat: as faint noise in its
+output, G_BA hides what A cannot show, and G_AB reads it there. New, too, are the squared errors, steadier
 than a cross-entropy; instance normalisation; and a pool of older fakes, so that no old trick works twice.
 
 What to watch: samples/, rows of a, G_AB(a), a again; then b, G_BA(b), b again. A is made from B here, so
@@ -87,7 +87,7 @@ def add_flags(add):
     add("--patch-layers", type=int, choices=[1, 2, 3], help="D's patches: 16, 34, 70 pixels; None: by size")
     add("--width", type=count, default=32, help="channels of G's first layer; other layers have more")
     tasks = ["outline", "mosaic", "grey", "lines", "glasses"]
-    add("--task", choices=tasks, help="how A is made from B; None: lines for faces, outline for digits")
+    add("--task", choices=tasks, help="how A is made; None: lines for faces, outline for digits")
     add("--direction", choices=["a2b", "b2a"], default="a2b", help="for --generate and --translate")
     add("--image-size", type=int, choices=[32, 64, 128, 256], help="pixels; None: 32 for digits, else 64")
     add("--decay", type=non_negative, default=0.5, help="share of the run in which the rates fall to 0")
@@ -306,7 +306,7 @@ def train_step(
     optimizer_g.step()
     discriminator.requires_grad_(True)
 
-    # The discriminators learn to tell real from fake. Half of the fakes are older. Detached, none trains G.
+    # The discriminators learn to tell real from fake; once the pool is full, half of the fakes are older ones.
     shown_a, shown_b = pool["a"].query(fake_a.detach()), pool["b"].query(fake_b.detach())
     d_a = discriminator_loss(run(discriminator["a"], a), run(discriminator["a"], shown_a))
     d_b = discriminator_loss(run(discriminator["b"], b), run(discriminator["b"], shown_b))
@@ -558,7 +558,7 @@ def make_a(task, b):
 def load_domains(args, train):
     """Two dicts with the keys "a" and "b": pictures as bytes (N, C, size, size), and their names.
 
-    Where A is made from B, pictures for testing are pairs, but those for training share no picture of B.
+    Where A is made from B, test pictures are pairs, but for training A and B come from separate halves.
     """
     part = "train" if train else "test"
     if args.dataset == "folder":
@@ -677,7 +677,7 @@ def read_pictures(pictures, size, half=None):
     key = hashlib.sha256(repr([size, half, pictures, stats]).encode()).hexdigest()[:16]
     cache = Path("data", "cache", f"{key}.pt")
     if not cache.exists():
-        # Without batches, collate_fn is given one path, in another process.
+        # batch_size None: worker processes call collate_fn on each path.
         work = {"collate_fn": functools.partial(decode, size=size, half=half), "batch_size": None}
         loader = DataLoader([*pictures.values()], num_workers=torch.get_num_threads(), **work)
         decoded = dict(zip(pictures, [*tqdm(loader, "decoding", disable=not pictures)]))
@@ -765,7 +765,7 @@ def parse_args(argv=None):
 def generate(args):
     """Write what a generator in args.checkpoint makes of test pictures, or of your own, as PNG files."""
     load_checkpoint(args.checkpoint, generator=make_generators(args))  # a check: do the flags fit?
-    generator, side = load_generator(args.checkpoint, args.device, args.direction), args.direction[0]
+    side, generator = args.direction[0], load_generator(args.checkpoint, args.device, args.direction)
     if args.translate:
         images, names = read_pictures(list_pictures(args.translate), args.image_size)
         if generator.layers[1].in_channels == 1:  # of its first convolution

@@ -599,7 +599,7 @@ def read_pictures(pictures, size, half=None):
     key = hashlib.sha256(repr([size, half, pictures, stats]).encode()).hexdigest()[:16]
     cache = Path("data", "cache", f"{key}.pt")
     if not cache.exists():
-        # Without batches, collate_fn is given one path, in another process.
+        # batch_size None: worker processes call collate_fn on each path.
         work = {"collate_fn": functools.partial(decode, size=size, half=half), "batch_size": None}
         loader = DataLoader([*pictures.values()], num_workers=torch.get_num_threads(), **work)
         decoded = dict(zip(pictures, [*tqdm(loader, "decoding", disable=not pictures)]))

@@ -27,7 +27,7 @@ What to watch: mixing.png. Pairs of rows take coarse, middle and fine styles fro
 
 Papers: Karras et al. 2018, arXiv 1812.04948; 2017, 1710.10196; Mescheder et al. 2018, 1801.04406. Departures:
 no progressive growing; small networks; rates of 2e-3; a constant from N(0, 1); D's blocks halve before their
-second convolution; G reuses D's fakes; R1 in every tenth step (StyleGAN2, 1912.04958) with Adam unchanged.
+second convolution; G reuses D's fakes; R1 in every tenth step (StyleGAN2: in each 16th, and Adam adapted).
 """
 
 import argparse
@@ -87,7 +87,7 @@ def add_flags(add):
     add("--r1-weight", type=non_negative, default=10.0, help="gamma, the weight of R1")
     add("--r1-every", type=count, default=10, metavar="K", help="R1 in every Kth step, K times as strong")
     add("--ema-images", type=count, default=10_000, help="half-life of the weights' average, in images")
-    add("--truncation", type=non_negative, help="psi, for --generate: below 1, w moves to its mean; None: 1")
+    add("--truncation", type=non_negative, help="psi, for --generate: below 1, w nears its mean; None: 1")
     add("--image-size", type=int, default=32, choices=[32, 64, 128, 256], help="faces, celeba, folder: 64")
     add("--width", type=count, default=32, help="channels at full size, up to 4 times that below; faces: 16")
     add("--epochs", type=count, default=5, help="passes over the training images; faces: 30")
@@ -376,7 +376,7 @@ def train_step(
 
     metrics = {"d_loss": d_loss, "g_loss": g_loss}
     metrics |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
-    metrics["r1"] = r1  # K-fold in each Kth step, see --r1-every, else 0: its mean is that of the lesson
+    metrics["r1"] = r1  # K-fold in each Kth step, else 0 (--r1-every): on average, the usual R1 term
     metrics["diversity"] = (fake.var(0).mean() / real.var(0).mean()).sqrt()  # 1: fakes vary as real images do
     return {name: value.detach() for name, value in metrics.items()}  # .item() would wait for the GPU
 
@@ -660,7 +660,7 @@ def read_pictures(pictures, size):
     key = hashlib.sha256(repr([size, pictures, stats]).encode()).hexdigest()[:16]
     cache = Path("data", "cache", f"{key}.pt")
     if not cache.exists():
-        # Without batches, collate_fn is given one path, in another process.
+        # batch_size None: worker processes call collate_fn on each path.
         work = {"collate_fn": functools.partial(decode, size=size), "batch_size": None}
         loader = DataLoader([*pictures.values()], num_workers=torch.get_num_threads(), **work)
         decoded = dict(zip(pictures, [*tqdm(loader, "decoding")]))
