@@ -306,7 +306,7 @@ def train_step(
     optimizer_g.step()
     discriminator.requires_grad_(True)
 
-    # The discriminators learn to tell real from fake; once the pool is full, half of the fakes are older ones.
+    # The discriminators learn to tell real from fake; once a pool is full, half of the fakes are older ones.
     shown_a, shown_b = pool["a"].query(fake_a.detach()), pool["b"].query(fake_b.detach())
     d_a = discriminator_loss(run(discriminator["a"], a), run(discriminator["a"], shown_a))
     d_b = discriminator_loss(run(discriminator["b"], b), run(discriminator["b"], shown_b))

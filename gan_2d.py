@@ -272,7 +272,7 @@ def train(args):
         text = "  ".join(f"{name} {value:.3g}" for name, value in history[-1].items())
         print(f"{text}  {time.perf_counter() - start:.1f} s", flush=True)
         draw(discriminator, fakes, shown, clusters, folder, epoch, args.loss)
-        if epoch % 10 == 0 or epoch == args.epochs:  # slow
+        if epoch % 30 == 0 or epoch == args.epochs:  # slow
             plot(history, folder)
             film(folder)
         save(parts, history, folder, args)
