@@ -149,6 +149,16 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(script, capsys):
     assert not Path("runs").exists()
 
 
+def test_cyclegan_takes_no_two_folders_for_pairs(capsys, no_plots):
+    """Pictures A/01 and B/01 need have nothing to do with each other."""
+    write_folders("A", "B", count=20)
+    flags = ["--dataset", "folder", "--data-dir", ".", "--image-size", "32", "--width", "4", "--blocks", "1"]
+    cyclegan.main([*flags, "--batch-size", "4", "--epochs", "1", "--device", "cpu", "--out-dir", "run"])
+    assert "a2b_error" not in capsys.readouterr().out
+    cyclegan.main(short("cyclegan", "digits", "--epochs", "1"))
+    assert "a2b_error" in capsys.readouterr().out
+
+
 @both
 def test_pictures_are_decoded_once(script, monkeypatch):
     write_folders("A", "B")
