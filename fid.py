@@ -388,6 +388,8 @@ def images_and_labels(name, data_dir, train=True):
 def open_images(path, args):
     """The ImageSet that `path` names: args.num_images of its images, in random order, the same each time."""
     name, _, split = path.partition(":")
+    if name in [*DATASETS, "faces"] and not split and Path(path).is_dir():
+        fail(f"{path}: a data set and a folder have this name; give {path}:train, or ./{path}")
     if name in [*DATASETS, "faces"] and split in ("", "train", "test"):
         images, _ = images_and_labels(name, args.data_dir, train=split != "test")
     elif Path(path).is_dir():

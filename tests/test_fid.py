@@ -698,3 +698,9 @@ def test_functions_that_fid_shares_with_scripts_have_the_same_text():
     for name in shared:
         assert ours[name] == theirs[name], name
     assert len((ROOT / "fid.py").read_text().splitlines()) <= 800
+
+
+def test_a_name_that_means_a_data_set_and_a_folder_is_refused(folders, tiny, capsys):
+    Path("a").rename("faces")
+    fails(fid, ["faces", "b"], capsys, "faces:train", "./faces")
+    assert fid_json(capsys, "./faces", "b")["images"] == [12, 15]
