@@ -377,3 +377,19 @@ def test_a_folder_without_pictures_is_named(tmp_path, monkeypatch, capsys):
     fails(script, ["--dataset", "folder", "--data-dir", "empty"], capsys, "empty", ".webp")
     fails(script, ["--dataset", "celeba", "--data-dir", tmp_path], capsys, "img_align_celeba")
     assert not Path("runs").exists()
+
+
+def test_samples_and_distances_are_of_the_averaged_generator(tmp_path, monkeypatch, no_plots):
+    measured = []
+    monkeypatch.setattr(
+        fid, "Judge", lambda *given: lambda images: measured.append(images) or (1.0, 1.0, 1.0)
+    )
+    monkeypatch.setattr(fid.track, "__defaults__", (20,))
+    script.main(short("stylegan", tmp_path / "run", "--fid-every", 2))
+    averaged = script.load_generator(tmp_path / "run/checkpoint.pt")
+    torch.manual_seed(0)
+    expected = script.sample(averaged, torch.randn(20, 16))
+    assert (measured[0] - 255 * expected).abs().max() < 1
+    z = torch.randn(64, 16, generator=torch.Generator().manual_seed(42))
+    first = np.array(Image.open(tmp_path / "run/samples/epoch_0002.png"))[2:34, 2:34, 0]
+    assert np.abs(first - 255 * script.sample(averaged, z)[0, 0].numpy()).max() < 1

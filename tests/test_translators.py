@@ -499,3 +499,20 @@ def test_the_pretrained_generators_colour_faces_that_they_have_not_seen(script):
     output = script.sample(script.load_generator(ROOT / f"pretrained/{script.SCRIPT}.pt"), a / 255)
     error, of_another = ((faces - b / 255).abs().mean() for faces in (output, b.roll(1, 0) / 255))
     assert error < 0.75 * of_another
+
+
+@both
+def test_fid_measures_translations_of_test_pictures_into_b(script, monkeypatch, no_plots):
+    measured = []
+    monkeypatch.setattr(
+        fid, "Judge", lambda *given: lambda images: measured.append(images) or (1.0, 1.0, 1.0)
+    )
+    script.main(short(script.SCRIPT, "run", "--fid-every", "2"))
+    args = script.parse_args(["--limit", "24", "--data-dir", str(ROOT / "data"), "--device", "cpu"])
+    if script is pix2pix:
+        a, _, _ = pix2pix.load_pairs(args, train=False)
+    else:
+        a = cyclegan.load_domains(args, train=False)[0]["a"]
+    expected = script.sample(script.load_generator("run/checkpoint.pt"), a / 255)
+    assert len(measured) == 1
+    assert (measured[0] - 255 * expected).abs().max() < 1
