@@ -560,16 +560,16 @@ def load_domains(args, train):
 
     Where A is made from B, test pictures are pairs, but for training A and B come from separate halves.
     """
-    part = "train" if train else "test"
+    word = "train" if train else "test"
     if args.dataset == "folder":
         domains, names = read_folders(args, train)
     else:
-        b = read_sheets(args, f"{part}_??.webp") if args.dataset == "faces" else read_dataset(args, train)
+        b = read_sheets(args, f"{word}_??.webp") if args.dataset == "faces" else read_dataset(args, train)
         rows = split(choose(range(len(b)), args, train), args, train)
         domains = {side: fit(b[rows[side]], args.image_size) for side in "ab"}
         names = {side: [f"{row:05d}" for row in rows[side]] for side in "ab"}
     if args.task == "lines":
-        domains["a"] = fit(read_sheets(args, f"{part}_??_lines.webp")[rows["a"], :1], args.image_size)
+        domains["a"] = fit(read_sheets(args, f"{word}_??_lines.webp")[rows["a"], :1], args.image_size)
     elif args.task and args.task != "glasses":
         domains["a"] = make_a(args.task, domains["a"])
     return domains, names
@@ -703,9 +703,9 @@ def find_folders(args):
         layouts = [(Path(args.folder_a or args.data_dir), Path(args.folder_b or args.data_dir))]
     for folders in layouts:
         if all(folder.is_dir() for folder in folders):
-            for part in "test", "val", "train":  # trainA has its test pictures in testA or valA, or in trainA
-                others = tuple(folder.parent / folder.name.replace("train", part) for folder in folders)
-                if all(folder.is_dir() and (part == "train" or folder not in folders) for folder in others):
+            for word in "test", "val", "train":  # trainA has its test pictures in testA or valA, or in trainA
+                others = tuple(folder.parent / folder.name.replace("train", word) for folder in folders)
+                if all(folder.is_dir() and (word == "train" or folder not in folders) for folder in others):
                     return folders, others
     looked_for = ", or ".join(f"{a} and {b}" for a, b in layouts)
     fail(f"--dataset folder: there is no {looked_for}; see --data-dir, --folder-a and --task in --help")

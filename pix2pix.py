@@ -163,7 +163,7 @@ class Generator(nn.Module):
         doubled = 2 if skips else 1  # what comes from below, and beside it the skip
         self.up = nn.ModuleList([UpBlock(widths[-1], widths[-2], norm, dropout)])  # (N, 256, 2, 2)
         for level in range(halvings - 2, 0, -1):  # (N, 128, 4, 4), (N, 64, 8, 8), (N, 32, 16, 16)
-            late = len(self.up) >= min(3, halvings - 3)  # then no dropout
+            late = len(self.up) >= min(3, halvings - 3)  # dropout in three blocks; in two at 32x32
             inputs = widths[level] * doubled
             self.up.append(UpBlock(inputs, widths[level - 1], norm, 0.0 if late else dropout))
         self.up.append(UpBlock(widths[0] * doubled, out_channels))  # (N, out_channels, 32, 32)
@@ -279,7 +279,7 @@ def check(args):
     if bool(args.folder_a) != bool(args.folder_b) or (args.folder_a and args.dataset != "folder"):
         fail("--folder-a, --folder-b: give both, with --dataset folder")
     if args.dropout >= 1 or args.decay > 1:
-        fail("--dropout, --decay: these are shares; give a number below 1")
+        fail("--dropout, --decay: these are shares, the first below 1, the second at most 1")
     if args.fid_every and args.direction == "b2a" and args.dataset != "folder":
         fail("--fid-every: fid.py knows only the pictures B of this data set; leave out --direction")
 
@@ -496,15 +496,15 @@ def make_a(task, b):
 
 def load_pairs(args, train):
     """Inputs and targets as bytes (N, C, size, size), for training or for testing, and their names."""
-    part = "train" if train else "test"
+    word = "train" if train else "test"
     if args.dataset == "folder":
         a, b, names = read_folders(args, train)
     else:
-        b = read_sheets(args, f"{part}_??.webp") if args.dataset == "faces" else read_dataset(args, train)
+        b = read_sheets(args, f"{word}_??.webp") if args.dataset == "faces" else read_dataset(args, train)
         rows = choose(range(len(b)), args, train)
         b, names = fit(b[rows], args.image_size), [f"{row:05d}" for row in rows]
     if args.task == "lines":
-        a = fit(read_sheets(args, f"{part}_??_lines.webp")[rows, :1], args.image_size)
+        a = fit(read_sheets(args, f"{word}_??_lines.webp")[rows, :1], args.image_size)
     elif args.task:
         a = make_a(args.task, b)
     return (a, b, names) if args.direction == "a2b" else (b, a, names)
@@ -625,9 +625,9 @@ def find_folders(args):
         layouts = [(Path(args.folder_a or args.data_dir), Path(args.folder_b or args.data_dir))]
     for folders in layouts:
         if all(folder.is_dir() for folder in folders):
-            for part in "test", "val", "train":  # trainA has its test pictures in testA or valA, or in trainA
-                others = tuple(folder.parent / folder.name.replace("train", part) for folder in folders)
-                if all(folder.is_dir() and (part == "train" or folder not in folders) for folder in others):
+            for word in "test", "val", "train":  # trainA has its test pictures in testA or valA, or in trainA
+                others = tuple(folder.parent / folder.name.replace("train", word) for folder in folders)
+                if all(folder.is_dir() and (word == "train" or folder not in folders) for folder in others):
                     return folders, others
     looked_for = ", or ".join(f"{a} and {b}" for a, b in layouts)
     fail(f"--dataset folder: there is no {looked_for}; see --data-dir, --folder-a and --task in --help")

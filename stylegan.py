@@ -324,7 +324,8 @@ def mix(w1, w2, layers, mixing):
 
     So no layer can rely on what another was told. Returns (N, layers, latent_dim).
     """
-    cut = torch.randint(1, layers, (len(w1), 1), device=w1.device)  # the first layer with w2
+    # The first layer with w2, for each image; the authors draw one for the batch.
+    cut = torch.randint(1, layers, (len(w1), 1), device=w1.device)
     unmixed = torch.rand(len(w1), 1, device=w1.device) >= mixing
     # With 4 layers and cut = [[1], [3]], first = [[True, False, False, False], [True, True, True, False]].
     first = torch.arange(layers, device=w1.device) < cut  # (N, layers): where w1 goes

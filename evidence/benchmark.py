@@ -4,7 +4,7 @@
     python evidence/benchmark.py --script cgan --quick
     python evidence/benchmark.py --device cuda --markdown
     python evidence/benchmark.py --learn 10   # what is learned of MNIST in ten minutes of one core
-    python evidence/benchmark.py --learn 4 --script cgan --flags=--shallow
+    python evidence/benchmark.py --learn 4 --script cgan --flags=--d-layers=2
 
 Of each training script, with its own batch size, on random images of its own size:
 
@@ -293,8 +293,8 @@ def translation(player, device):
 
     def batches(transform, first=0, every=1):
         digits = datasets.MNIST(ROOT / "data", transform=transform)
-        some = Subset(digits, range(first, len(digits), every))
-        loader = DataLoader(some, args.batch_size, shuffle=True, drop_last=True)
+        subset = Subset(digits, range(first, len(digits), every))
+        loader = DataLoader(subset, args.batch_size, shuffle=True, drop_last=True)
         for _ in itertools.count():
             yield from (images for images, _ in loader)
 

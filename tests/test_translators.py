@@ -414,9 +414,9 @@ def test_generate_translates_test_pictures_and_translate_your_own(script, no_plo
     Image.fromarray(np.full((32, 32), 200 * 257, np.uint16)).save("own/same.png")
     Path("own/broken.png").write_bytes(b"not a picture")
     script.main(["--translate", "own", "--checkpoint", "run/checkpoint.pt"])
-    made = Path("run/generated/001")
+    folder = Path("run/generated/001")
     names = ["below/colour.png", "below/grey.png", "clear.png", "same.png", "same.png.png"]
-    assert sorted(path.relative_to(made).as_posix() for path in made.rglob("*.png")) == names
+    assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png")) == names
     generator = script.load_generator("run/checkpoint.pt")
     for name, level in (
         ("below/grey.png", 200),
@@ -425,7 +425,7 @@ def test_generate_translates_test_pictures_and_translate_your_own(script, no_plo
         ("same.png.png", 200),
     ):
         expected = script.sample(generator, torch.full((1, 1, 32, 32), level / 255))[0, 0]
-        assert np.abs(np.array(Image.open(made / name))[:, :, 0] / 255 - expected.numpy()).max() < 1 / 255
+        assert np.abs(np.array(Image.open(folder / name))[:, :, 0] / 255 - expected.numpy()).max() < 1 / 255
 
 
 @both
