@@ -629,7 +629,7 @@ def find_folders(args):
                 others = tuple(folder.parent / folder.name.replace("train", word) for folder in folders)
                 if all(folder.is_dir() and (word == "train" or folder not in folders) for folder in others):
                     return folders, others
-    looked_for = ", or ".join(f"{a} and {b}" for a, b in layouts)
+    looked_for = ", or ".join(" and ".join(sorted({str(a), str(b)})) for a, b in layouts)
     fail(f"--dataset folder: there is no {looked_for}; see --data-dir, --folder-a and --task in --help")
 
 
