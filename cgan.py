@@ -44,7 +44,6 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Settings
-
 SCRIPT = "cgan"
 PUBLISHED = {"width": 64, "d_layers": 2, "lr_g": 2e-4, "lr_d": 2e-4, "init": "pytorch"}  # for --published
 
@@ -91,8 +90,6 @@ def add_flags(add):
 
 
 # %% Networks
-
-
 class Generator(nn.Module):
     """Noise z (N, latent_dim) and classes (N,) to images (N, 1, 28, 28) in [-1, 1]."""
 
@@ -169,8 +166,6 @@ def init_weights(module):
 
 
 # %% Losses
-
-
 def discriminator_loss(real_logits, fake_logits, real_label=0.9):
     """L_D = -E[r log D(x, y) + (1 - r) log(1 - D(x, y))] - E[log(1 - D(G(z, y), y))], r = real_label."""
     real_loss = F.binary_cross_entropy_with_logits(real_logits, torch.full_like(real_logits, real_label))
@@ -184,7 +179,6 @@ def generator_loss(fake_logits):
 
 
 # %% Training step
-
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # metrics of a step, as in losses.png
 
 
@@ -212,8 +206,6 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes
 
 
 # %% Training
-
-
 def build(args):
     """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
@@ -281,8 +273,6 @@ def train(args):
 
 
 # %% Data, pictures, files
-
-
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
@@ -420,8 +410,6 @@ def load_generator(path, device="cpu"):
 
 
 # %% Command line
-
-
 def parse_args(argv=None):
     """The settings: a flag that is given, else --published, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)

@@ -54,7 +54,6 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Settings
-
 SCRIPT = "cyclegan"
 
 
@@ -113,7 +112,6 @@ def add_flags(add):
 
 
 # %% Networks
-
 NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
 
 
@@ -219,8 +217,6 @@ def init_weights(module):
 
 
 # %% Losses
-
-
 def discriminator_loss(real_scores, fake_scores):
     """L_D of one D: 1/2 E[(D(b) - 1)^2] + 1/2 E[D(G(a))^2], means over pictures and patches."""
     return ((real_scores - 1).square().mean() + fake_scores.square().mean()) / 2
@@ -237,7 +233,6 @@ def l1_loss(x, y):
 
 
 # %% Training step
-
 PANELS = [["g_ab", "g_ba"], ["d_a", "d_b"], ["cycle_a", "cycle_b", "identity"]]  # as in losses.png
 
 
@@ -320,8 +315,6 @@ def train_step(
 
 
 # %% Training
-
-
 def check(args):
     """End the program if flags do not go together."""
     if args.task in ("lines", "glasses") and args.dataset != "faces":
@@ -423,8 +416,6 @@ def train(args):
 
 
 # %% Pictures, files
-
-
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
@@ -528,8 +519,6 @@ def load_generator(path, device="cpu", direction="a2b"):
 
 
 # %% Domains: the two sets of pictures, A and B
-
-
 def count_channels(args):
     """The channels of A and of B: 1 if they are grey, 3 if they have colours."""
     b = 1 if "mnist" in args.dataset else 3
@@ -626,7 +615,6 @@ def fit(images, size):
 
 
 # %% Folders: pictures are decoded once, into a file
-
 SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
 LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # the last: A and B side by side
 
@@ -729,8 +717,6 @@ def read_folders(args, train):
 
 
 # %% Command line
-
-
 def parse_args(argv=None):
     """The settings: a flag that is given, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)

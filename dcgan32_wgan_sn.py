@@ -46,7 +46,6 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Settings
-
 SCRIPT = "dcgan32_wgan_sn"
 PUBLISHED = {"lr_g": 3e-5, "lr_d": 6e-5}  # for --published
 STAGES = 200, 4000, 8000, 20000  # steps after which stages.png grows
@@ -92,8 +91,6 @@ def add_flags(add):
 
 
 # %% Networks
-
-
 class Generator(nn.Module):
     """Noise z (N, latent_dim) to images (N, channels, 32, 32) in [-1, 1]."""
 
@@ -171,8 +168,6 @@ class Critic(nn.Module):
 
 
 # %% Losses
-
-
 def critic_loss(real_scores, fake_scores, loss="wasserstein"):
     """L_C = E[C(G(z))] - E[C(x)], or the hinge E[max(0, 1 - C(x))] + E[max(0, 1 + C(G(z)))]."""
     if loss == "hinge":
@@ -186,7 +181,6 @@ def generator_loss(fake_scores):
 
 
 # %% Training step
-
 PANELS = [["c_real", "c_fake"], ["diversity"]]  # metrics of a step, as in losses.png
 
 
@@ -225,8 +219,6 @@ def train_step(generator, critic, optimizer_g, optimizer_c, real, loss="wasserst
 
 
 # %% Training
-
-
 def build(args):
     """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
@@ -292,8 +284,6 @@ def train(args):
 
 
 # %% Data, pictures, files
-
-
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
@@ -405,8 +395,6 @@ def load_generator(path, device="cpu"):
 
 
 # %% Command line
-
-
 def parse_args(argv=None):
     """The settings: a flag that is given, else --published, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)

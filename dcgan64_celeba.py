@@ -54,7 +54,6 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Settings
-
 SCRIPT = "dcgan64_celeba"
 FACES = {"epochs": 48, "instance_noise": 0.5}  # settings for the cartoons, where none are given
 CELEBA = Path("celeba", "img_align_celeba")  # where torchvision has its pictures, in --data-dir
@@ -103,8 +102,6 @@ def add_flags(add):
 
 
 # %% Networks
-
-
 class Generator(nn.Module):
     """Noise z (N, latent_dim) to images (N, channels, 64, 64) in [-1, 1]."""
 
@@ -167,8 +164,6 @@ def init_weights(module):
 
 
 # %% Losses
-
-
 def discriminator_loss(real_logits, fake_logits):
     """L_D = -E[log D(x)] - E[log(1 - D(G(z)))]."""
     real_loss = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
@@ -182,7 +177,6 @@ def generator_loss(fake_logits):
 
 
 # %% Training step
-
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # metrics of a step, as in losses.png
 
 
@@ -225,8 +219,6 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, noise_s
 
 
 # %% Training
-
-
 def build(args):
     """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
@@ -319,8 +311,6 @@ def train(args):
 
 
 # %% Data, pictures, files
-
-
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
@@ -445,7 +435,6 @@ def load_generator(path, device="cpu"):
 
 
 # %% Folders: pictures are decoded once, into a file
-
 SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
 
 
@@ -519,8 +508,6 @@ def map_folder(args):
 
 
 # %% Command line
-
-
 def parse_args(argv=None):
     """The settings: a flag that is given, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)

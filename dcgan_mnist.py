@@ -45,7 +45,6 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Settings
-
 SCRIPT = "dcgan_mnist"
 PUBLISHED = {"width": 64, "d_layers": 2, "lr_g": 2e-4, "lr_d": 2e-4}  # for --published
 
@@ -97,8 +96,6 @@ def add_flags(add):
 
 
 # %% Networks
-
-
 class Generator(nn.Module):
     """Noise z (N, latent_dim) to images (N, 1, 28, 28) in [-1, 1]."""
 
@@ -170,8 +167,6 @@ def init_weights(module):
 
 
 # %% Losses
-
-
 def discriminator_loss(real_logits, fake_logits, real_label=0.9):
     """L_D = -E[r log D(x) + (1 - r) log(1 - D(x))] - E[log(1 - D(G(z)))], with r = real_label."""
     real_loss = F.binary_cross_entropy_with_logits(real_logits, torch.full_like(real_logits, real_label))
@@ -185,7 +180,6 @@ def generator_loss(fake_logits):
 
 
 # %% Training step
-
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["diversity"]]  # metrics of a step, as in losses.png
 
 
@@ -231,8 +225,6 @@ def diagnose(means, real_label):
 
 
 # %% Training
-
-
 def build(args):
     """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
@@ -302,8 +294,6 @@ def train(args):
 
 
 # %% Data, pictures, files
-
-
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
@@ -406,8 +396,6 @@ def load_generator(path, device="cpu"):
 
 
 # %% Command line
-
-
 def parse_args(argv=None):
     """The settings: a flag that is given, else --published, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)

@@ -53,9 +53,8 @@ from torchvision.transforms.functional import resize
 from torchvision.utils import save_image
 from tqdm import tqdm
 
+
 # %% Networks
-
-
 def average_pool(x):
     """The mean of each 3x3 neighbourhood, in which padding does not count, unlike in torchvision's blocks."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
@@ -213,8 +212,6 @@ class FaceClassifier(Classifier):
 
 
 # %% Metrics
-
-
 def moments(features):
     """Mean (D,) and covariance (D, D) of features (N, D), in float64; unbiased, as by numpy.cov."""
     mu = features.mean(0, dtype=torch.float64)
@@ -323,7 +320,6 @@ def inception_score(logits, splits=10):
 
 
 # %% Reading images
-
 SCRIPT = "fid"
 DATASETS = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
 TEN_CLASSES = ["mnist", "fashion_mnist"]
@@ -484,8 +480,6 @@ def show_neighbours(path, first, second, count=16):
 
 
 # %% Statistics files
-
-
 def load_stats(path):
     """What `save_stats` or pytorch-fid has written, as an ImageSet without images.
 
@@ -512,7 +506,6 @@ def save_stats(path, stats):
 
 
 # %% Weights and classifiers
-
 RELEASE = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
 RELEASED = "6726825d"  # the first digits of the SHA-256 of the released weights
 WEIGHTS = f"pt_inception-2015-12-05-{RELEASED}.pth"
@@ -595,8 +588,6 @@ def load_network(args):
 
 
 # %% While a script trains
-
-
 class Judge:
     """Measures samples while a script trains, as this script does: figures for --fid-every.
 
@@ -663,8 +654,6 @@ def track(judge, draw, folder, epoch, count=10_000):
 
 
 # %% Command line
-
-
 def count(text):
     """A whole number above 0."""
     if not text.isdecimal() or int(text) == 0:
@@ -730,8 +719,6 @@ def parse_args(argv=None):
 
 
 # %% Main
-
-
 def compare(first, second, args):
     """All that was asked for, and what it was measured on, as a dictionary ready for JSON.
 

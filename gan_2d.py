@@ -45,7 +45,6 @@ from torch import accelerator, nn
 from tqdm import tqdm
 
 # %% Settings
-
 SCRIPT = "gan_2d"
 LOSSES = ["non-saturating", "minimax", "least-squares", "wasserstein-gp", "relativistic"]
 BY_LOSS = {"wasserstein-gp": {"d_steps": 5, "penalty_weight": 10.0}, "relativistic": {"penalty_weight": 1.0}}
@@ -95,8 +94,6 @@ def add_flags(add):
 
 
 # %% Networks
-
-
 def block(inputs, outputs):
     return [nn.Linear(inputs, outputs), nn.LeakyReLU(0.2)]
 
@@ -125,8 +122,6 @@ class Discriminator(nn.Module):
 
 
 # %% Losses, of D's scores (N, 1) for as many real points x as fakes G(z)
-
-
 def discriminator_loss(real, fake, loss):
     """What D lowers: L_D of the lesson, or another loss by name."""
     if loss == "least-squares":  # E[(D(x) - 1)^2] / 2 + E[D(G(z))^2] / 2, Mao et al. 2016
@@ -169,7 +164,6 @@ def penalty(discriminator, real, fake, loss):
 
 
 # %% Training step
-
 STEP_PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["gradient"]]  # a step's metrics
 PANELS = [*STEP_PANELS, ["modes"], ["near", "sliced", "js"]]  # of losses.png; the last are measured
 
@@ -219,8 +213,6 @@ def verdict(scores, loss):
 
 
 # %% Training
-
-
 def build(args):
     """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
@@ -281,8 +273,6 @@ def train(args):
 
 
 # %% The plane: the real points, and what can be computed there
-
-
 class Clusters:
     """The real points: equally many from each of some Gaussians, with `centres` (M, 2) and one `std`."""
 
@@ -363,8 +353,6 @@ def measure(fakes, real, clusters):
 
 
 # %% Data, pictures, files
-
-
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
@@ -525,8 +513,6 @@ def load_generator(path, device="cpu"):
 
 
 # %% Command line
-
-
 def parse_args(argv=None):
     """The settings: a flag that is given, else the loss's default, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)

@@ -52,7 +52,6 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Settings
-
 SCRIPT = "pix2pix"
 
 
@@ -111,7 +110,6 @@ def add_flags(add):
 
 
 # %% Networks
-
 NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
 
 
@@ -213,8 +211,6 @@ def init_weights(module):
 
 
 # %% Losses
-
-
 def discriminator_loss(real_logits, fake_logits):
     """L_D = -1/2 E[log D(a, b)] - 1/2 E[log(1 - D(a, G(a)))], means over pictures and patches."""
     real_loss = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
@@ -233,7 +229,6 @@ def l1_loss(fake, b):
 
 
 # %% Training step
-
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["l1", "error"], ["sharpness"]]  # as in losses.png
 
 
@@ -270,8 +265,6 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, a, b, l1_weig
 
 
 # %% Training
-
-
 def check(args):
     """End the program if flags do not go together."""
     if args.task == "lines" and args.dataset != "faces":
@@ -357,8 +350,6 @@ def train(args):
 
 
 # %% Pictures, files
-
-
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
@@ -467,8 +458,6 @@ def load_generator(path, device="cpu"):
 
 
 # %% Pairs: A is made from B, or has a folder of its own
-
-
 def count_channels(args):
     """The channels of inputs and of targets: 1 if they are grey, 3 if they have colours."""
     b = 1 if "mnist" in args.dataset else 3
@@ -548,7 +537,6 @@ def fit(images, size):
 
 
 # %% Folders: pictures are decoded once, into a file
-
 SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
 LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # the last: A and B side by side
 
@@ -653,8 +641,6 @@ def read_folders(args, train):
 
 
 # %% Command line
-
-
 def parse_args(argv=None):
     """The settings: a flag that is given, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)

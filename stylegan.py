@@ -53,7 +53,6 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Settings
-
 SCRIPT = "stylegan"
 FACES = {"image_size": 64, "width": 16, "epochs": 30}  # settings for the cartoons, where none are given
 DEFAULTS = {"faces": FACES, "celeba": {"image_size": 64}, "folder": {"image_size": 64}}
@@ -110,7 +109,6 @@ def add_flags(add):
 
 
 # %% Networks
-
 GAIN = math.sqrt(2)  # keeps activations at about the same size through a LeakyReLU
 
 
@@ -291,8 +289,6 @@ class Discriminator(nn.Module):
 
 
 # %% Losses
-
-
 def discriminator_loss(real_logits, fake_logits):
     """L_D = -E[log D(x)] - E[log(1 - D(G(z)))]; -log(sigmoid(logit)) = softplus(-logit)."""
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
@@ -315,7 +311,6 @@ def r1_penalty(discriminator, real):
 
 
 # %% Training step
-
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["r1"], ["diversity"]]  # of a step, as in losses.png
 
 
@@ -383,8 +378,6 @@ def train_step(
 
 
 # %% Training
-
-
 def make_generator(args):
     """A generator with the settings of a run."""
     channels = 1 if "mnist" in args.dataset else 3
@@ -459,8 +452,6 @@ def train(args):
 
 
 # %% Data, pictures, files
-
-
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
@@ -614,7 +605,6 @@ def load_generator(path, device="cpu"):
 
 
 # %% Folders: pictures are decoded once, into a file
-
 SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
 
 
@@ -680,8 +670,6 @@ def read_pictures(pictures, size):
 
 
 # %% Command line
-
-
 def parse_args(argv=None):
     """The settings: a flag that is given, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)

@@ -173,8 +173,6 @@ def parameters(network):
 
 
 # %% Every script: a run
-
-
 def test_a_run_leaves_pictures_figures_and_a_checkpoint(trained):
     script, folder = trained
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -269,8 +267,6 @@ def test_pretrained_generators_draw(name):
 
 
 # %% Every script: a step
-
-
 class Recorder:
     """Stands in for an optimiser: keeps what gradients all networks have at its step, and changes nothing."""
 
@@ -366,8 +362,6 @@ def test_g_learns_from_fresh_noise_or_from_the_fakes_that_d_saw(script):
 
 
 # %% Every script: the command line
-
-
 def fails(script, argv, capsys, *words, status=2):
     """main(argv) ends with that status and one line on stderr, which has all the words."""
     capsys.readouterr()
@@ -452,8 +446,6 @@ def test_weights_that_are_not_finite_are_never_saved(script, tmp_path, monkeypat
 
 
 # %% Every script: distances while it trains
-
-
 @trained_on_images
 def test_fid_every_measures_and_changes_no_bit_of_the_training(trained, tmp_path, monkeypatch, capsys):
     script, plain = trained
@@ -482,8 +474,6 @@ def test_fid_every_measures_and_changes_no_bit_of_the_training(trained, tmp_path
 
 
 # %% Networks: shapes, sizes, what tutorials get wrong
-
-
 def layer_shapes(network, *inputs):
     """The shape of what leaves each layer that has no layers inside."""
     shapes = []
@@ -596,8 +586,6 @@ def test_two_convolutions_only_add_up_patches(script, d_layers):
 
 
 # %% Losses
-
-
 THREE_QUARTERS = math.log(3)  # the logit of which the sigmoid is 3/4; that of -log 3 is 1/4
 
 
@@ -641,8 +629,6 @@ def test_hinge_loss_by_hand():
 
 
 # %% vanilla_gan.py
-
-
 def discrete(*weights):
     return torch.tensor(weights, dtype=torch.float64)
 
@@ -694,8 +680,6 @@ def test_vanilla_generator_loss_flag(tmp_path, no_plots):
 
 
 # %% dcgan_mnist.py
-
-
 def test_dcgan_smoothing_is_one_sided():
     real, fake = torch.randn(2, 8, 1, dtype=torch.float64, requires_grad=True)
     for label in 1.0, 0.9, 0.8:
@@ -752,8 +736,6 @@ def test_dcgan_instance_noise_fades(tmp_path, monkeypatch, no_plots):
 
 
 # %% wgan_gp.py
-
-
 def images_and_fakes(count=6, side=5):
     return torch.randn(2, count, 1, side, side, generator=torch.Generator().manual_seed(3))
 
@@ -834,8 +816,6 @@ def test_wgan_weight_clip_replaces_the_penalty():
 
 
 # %% cgan.py
-
-
 @pytest.mark.parametrize("mlp", [False, True])
 def test_cgan_the_class_reaches_both_networks(mlp):
     torch.manual_seed(0)
@@ -880,8 +860,6 @@ def test_cgan_generates_a_folder_for_each_class(tmp_path, capsys, no_plots):
 
 
 # %% dcgan32_wgan_sn.py
-
-
 def test_dcgan32_sigma_is_the_largest_singular_value():
     torch.manual_seed(0)
     layer = dcgan32_wgan_sn.SpectralConv2d(3, 8, 5, stride=2, padding=2)
@@ -972,8 +950,6 @@ def test_dcgan32_noise_is_uniform():
 
 
 # %% dcgan64_celeba.py
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_dcgan64_networks(channels):
     g, d = dcgan64_celeba.Generator(channels=channels), dcgan64_celeba.Discriminator(channels)
@@ -988,8 +964,6 @@ def test_dcgan64_networks(channels):
 
 
 # %% pix2pix.py
-
-
 def test_translators_have_the_papers_sizes():
     """Parameters as the official code counts them, less biases before a normalisation, which do nothing."""
     with torch.device("meta"):
@@ -1072,8 +1046,6 @@ def test_pix2pix_dropout_is_in_the_first_layers_up_and_off_in_samples():
 
 
 # %% cyclegan.py
-
-
 def test_cyclegan_losses_by_hand():
     real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-4.0, 2.0])
     assert cyclegan.discriminator_loss(real, fake).item() == (4 / 2 + 20 / 2) / 2
@@ -1136,8 +1108,6 @@ def test_cyclegan_pool_loses_no_fake_and_gives_back_every_second_one_at_once():
 
 
 # %% gan_2d.py
-
-
 def test_gan_2d_losses_by_hand():
     real, fake = torch.tensor([[1.0], [3.0]]), torch.tensor([[-1.0], [0.5]])
     d_loss = {loss: gan_2d.discriminator_loss(real, fake, loss).item() for loss in gan_2d.LOSSES}
@@ -1218,8 +1188,6 @@ def test_gan_2d_generates_points(tmp_path, no_plots):
 
 
 # %% stylegan.py
-
-
 def test_stylegan_networks():
     g, d = stylegan.Generator(), stylegan.Discriminator()
     shapes = [shape for shape in layer_shapes(g, torch.randn(3, 128)) if len(shape) == 4]

@@ -42,7 +42,6 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Settings
-
 SCRIPT = "vanilla_gan"
 
 
@@ -81,8 +80,6 @@ def add_flags(add):
 
 
 # %% Networks
-
-
 class Generator(nn.Module):
     """Noise z (N, latent_dim) to images (N, 1, 28, 28) in [-1, 1]."""
 
@@ -134,8 +131,6 @@ def init_weights(module):
 
 
 # %% Losses
-
-
 def discriminator_loss(real_logits, fake_logits):
     """L_D = -V = -E[log D(x)] - E[log(1 - D(G(z)))]."""
     real_loss = F.binary_cross_entropy_with_logits(real_logits, torch.ones_like(real_logits))
@@ -154,7 +149,6 @@ def generator_loss(fake_logits, minimax=False):
 
 
 # %% Training step
-
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # metrics of a step, as in losses.png
 
 
@@ -184,8 +178,6 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, minimax
 
 
 # %% Training
-
-
 def build(args):
     """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
@@ -245,8 +237,6 @@ def train(args):
 
 
 # %% Data, pictures, files
-
-
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
@@ -348,8 +338,6 @@ def load_generator(path, device="cpu"):
 
 
 # %% Command line
-
-
 def parse_args(argv=None):
     """The settings: a flag that is given, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)

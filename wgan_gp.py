@@ -46,7 +46,6 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Settings
-
 SCRIPT = "wgan_gp"
 PUBLISHED = {"width": 64, "d_layers": 2, "lr_g": 1e-4, "lr_d": 1e-4, "init": "pytorch"}  # for --published
 
@@ -97,8 +96,6 @@ def add_flags(add):
 
 
 # %% Networks
-
-
 class Generator(nn.Module):
     """Noise z (N, latent_dim) to images (N, 1, 28, 28) in [-1, 1]."""
 
@@ -160,8 +157,6 @@ def init_weights(module):
 
 
 # %% Losses
-
-
 def critic_loss(real_scores, fake_scores):
     """E[C(G(z))] - E[C(x)]: to lower it, the critic pushes the scores of real and fake apart."""
     return fake_scores.mean() - real_scores.mean()
@@ -187,7 +182,6 @@ def gradient_penalty(critic, real, fake):
 
 
 # %% Training step
-
 PANELS = [["wasserstein"], ["gradient_norm"]]  # metrics of a step, as in losses.png
 
 
@@ -229,8 +223,6 @@ def train_step(generator, critic, optimizer_g, optimizer_c, real, n_critic, gp_w
 
 
 # %% Training
-
-
 def build(args):
     """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
@@ -296,8 +288,6 @@ def train(args):
 
 
 # %% Data, pictures, files
-
-
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
@@ -400,8 +390,6 @@ def load_generator(path, device="cpu"):
 
 
 # %% Command line
-
-
 def parse_args(argv=None):
     """The settings: a flag that is given, else --published, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)

@@ -47,8 +47,6 @@ def pictures(tmp_path, monkeypatch):
 
 
 # %% Decoding
-
-
 @pytest.mark.parametrize(
     ("name", "mode", "left", "right"),
     [
@@ -111,8 +109,6 @@ def test_a_picture_gives_its_middle_square_upright(tmp_path):
 
 
 # %% Folders
-
-
 def test_a_folder_is_decoded_once_into_a_mapped_file(pictures):
     images = load(pictures)
     files = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".webp", ".jpg"))
@@ -233,8 +229,6 @@ def test_a_folder_trains_and_generates_in_colour(pictures, no_plots):
 
 
 # %% Data sets
-
-
 def test_faces_are_the_default_and_begin_with_noise(tmp_path, monkeypatch, capsys, no_plots):
     args = script.parse_args(["--data-dir", str(ROOT / "data"), "--device", "cpu"])
     assert (args.dataset, args.epochs, args.instance_noise) == ("faces", 48, 0.5)
@@ -299,7 +293,6 @@ def test_small_pictures_are_made_larger(monkeypatch, capsys, tmp_path):
 
 
 # %% Several processes
-
 ONE_OF_MANY = """
 import sys, torch
 import dcgan64_celeba as script

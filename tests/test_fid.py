@@ -32,8 +32,6 @@ def gaussian(size, count, seed):
 
 
 # %% The Frechet distance
-
-
 def test_the_distance_of_diagonal_gaussians_has_a_closed_form():
     """In one dimension it is (m1 - m2)^2 + (s1 - s2)^2; of diagonal covariances, the sum of these."""
     m1, s1 = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([0.3, 2.0, 1e-3]).double()
@@ -90,8 +88,6 @@ def test_moments_keep_their_digits_far_from_zero(count):
 
 
 # %% KID, Inception Score, precision and recall
-
-
 def test_the_kid_is_a_sum_over_pairs():
     x, y = gaussian(3, 5, 9)[2], gaussian(3, 7, 10)[2]
 
@@ -172,8 +168,6 @@ def test_copies_are_at_distance_0_and_have_no_recall():
 
 
 # %% The network of the FID
-
-
 @pytest.fixture(scope="session")
 def inception(tmp_path_factory):
     """A file of random weights with the names of the released one; activations stay near 1."""
@@ -275,8 +269,6 @@ def test_the_network_agrees_with_one_that_shares_nothing_but_the_weights(incepti
 
 
 # %% The command
-
-
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
     """Two folders with 12 and 15 real digits as PNG; the working folder is tmp_path."""
@@ -516,8 +508,6 @@ def test_without_a_network_it_says_where_to_put_the_weights(folders, hub, capsys
 
 
 # %% Classifiers
-
-
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory):
     """A data folder in MNIST's layout that holds the first 24 real images of each half."""
@@ -646,8 +636,6 @@ def test_the_classifier_of_faces_notices_what_changes():
 
 
 # %% While a script trains
-
-
 def test_a_judge_says_what_the_command_says(folders, small_data, capsys, monkeypatch):
     digits = datasets.MNIST(ROOT / "data").data[100:115, None]
     torch.manual_seed(5)
@@ -682,8 +670,6 @@ def test_a_judge_takes_inception_where_there_are_no_classes(hub, inception, tmp_
 
 
 # %% The text
-
-
 def functions(name):
     source = (ROOT / f"{name}.py").read_text()
     nodes = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]

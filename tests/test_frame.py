@@ -34,9 +34,8 @@ from test_scripts import (
     trained_on_images,
 )
 
+
 # %% The command line and the files
-
-
 def test_help_names_every_flag_with_its_default(script, capsys):
     with pytest.raises(SystemExit) as exit_:
         script.main(["--help"])
@@ -137,8 +136,6 @@ def test_an_exported_generator_draws_what_its_checkpoint_draws(trained, tmp_path
 
 
 # %% Distances
-
-
 def test_fid_track_repeats_an_epoch_that_is_trained_again(tmp_path, no_plots):
     noise = []
 
@@ -161,8 +158,6 @@ def test_fid_every_needs_fid_beside_the_script(tmp_path, monkeypatch, capsys):
 
 
 # %% The text
-
-
 def functions(name):
     """The top-level functions and classes of a script, with their text."""
     source = (ROOT / f"{name}.py").read_text()

@@ -40,8 +40,6 @@ def small():
 
 
 # %% Layers
-
-
 def test_networks_have_nvidias_sizes(monkeypatch):
     """At 1024 pixels its code prints 26,219,627 parameters; 7,608 of them are in layers for growing."""
     official = {4: 512, 8: 512, 16: 512, 32: 512, 64: 256, 128: 128, 256: 64, 512: 32, 1024: 16}
@@ -141,8 +139,6 @@ def test_noise_is_fresh_in_training_and_fixed_in_samples(small):
 
 
 # %% A step
-
-
 def test_a_step_reports_what_d_said_and_how_steep_it_is():
     metrics, (_, d_calls), _ = one_step(script, r1_weight=1.0)
     on_real, on_fake, _, again = (output.detach().sigmoid() for _, output in d_calls)
@@ -205,8 +201,6 @@ def test_the_mapping_and_r1_are_never_in_bf16():
 
 
 # %% Pictures
-
-
 def cells(path):
     """The 32x32 grey images of a grid, (rows, columns, 32, 32), in [0, 1]."""
     pixels = torch.from_numpy(np.array(Image.open(path)))[2:, 2:, 0] / 255
@@ -284,8 +278,6 @@ def test_generate_truncates(tmp_path, no_plots):
 
 
 # %% Data and flags
-
-
 @pytest.mark.parametrize(
     "flags",
     "--image-size 48; --mixing 1.5; --mixing -0.1; --r1-every 0; --truncation 0.7; --batch-size 5; "

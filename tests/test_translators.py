@@ -59,8 +59,6 @@ def held_out(count):
 
 
 # %% Folders
-
-
 @both
 @pytest.mark.parametrize(
     ("train", "test"),
@@ -178,8 +176,6 @@ def test_a_limit_is_chosen_before_anything_is_decoded(script, monkeypatch):
 
 
 # %% Pictures A that are made from B
-
-
 @both
 def test_a_is_made_from_b_as_it_says(script):
     """A dot of 3x3 pixels in a picture of 16x16, by hand."""
@@ -260,8 +256,6 @@ def test_cyclegan_a_is_without_glasses_and_b_with_glasses():
 
 
 # %% Training
-
-
 @both
 def test_the_rates_fall_to_zero_in_a_straight_line(script, monkeypatch, no_plots):
     """Full for a quarter of the run; a run that dies after its first epoch goes on in the same line."""
@@ -336,8 +330,6 @@ def test_bf16_is_in_the_networks_only(script, monkeypatch):
 
 
 # %% Pictures and files
-
-
 def test_pix2pix_measures_by_hand():
     """With a generator that halves what it is given: pictures from -1 to 1, so black becomes dark grey."""
 
