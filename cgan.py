@@ -16,11 +16,10 @@ A GAN draws you a digit, but you cannot ask for a 7. The remedy is simple: tell 
 Nothing here says "draw a 7". But D sees real images only with their own class, so a perfect 3 labelled 7 is
 as much a fake as a blot. To fool D, G has to draw what it is told: in effect ten GANs that share weights.
 
-New against dcgan_mnist.py: in G, each class has ten learned numbers, appended to z; in D, a learned picture,
-a second channel beside the image.
+In G, each class is ten learned numbers, appended to z; in D, a learned picture, beside the image.
 
 What to watch: the pictures. Each row is a class and each column one z, so what a column shares, slant and
-stroke width, is what z controls. Try --mlp, a G with one hidden layer. What does it lose?
+stroke width, is what z controls. Try --latent-dim 1: what does G do with one number?
 
 Paper: Mirza and Osindero 2014, arXiv 1411.1784. Departures: networks and recipe of dcgan_mnist.py, at half
 its rate, in batches of 64 (the paper: dense layers, maxout in D, one-hot classes).
@@ -29,63 +28,53 @@ its rate, in batches of 64 (the paper: dense layers, maxout in D, one-hot classe
 import argparse
 import json
 import math
+import os
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import accelerator, nn
 from torchvision import datasets
-from torchvision.transforms.functional import pil_to_tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "cgan"
+HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # what losses.png shows
 PUBLISHED = {"width": 64, "d_layers": 2, "lr_g": 2e-4, "lr_d": 2e-4, "init": "pytorch"}  # for --published
-
-
-def positive(text):
-    """A number above 0."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
-    return float(text)
-
-
-def count(text):
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
-    return int(text)
 
 
 def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
     add("--label", metavar="NAME", help="the class that --generate draws; default: all in turn")
-    add("--class-names", nargs="+", default=[*"0123456789"], help=argparse.SUPPRESS)  # set by load_folder
-    add("--mlp", action="store_true", help="a minimal G, with one hidden layer")
-    add("--real-label", type=positive, default=0.9, help="D's target for real images, at most 1")
+    add("--class-names", nargs="+", default=[*"0123456789"], help=argparse.SUPPRESS)  # set by load_images
+    add("--real-label", type=float, default=0.9, help="D's target for real images, at most 1")
     add("--d-layers", type=int, choices=[2, 3], default=3, help="convolutions in D")
-    add("--width", type=count, default=16, help="channels of D's first convolution")
+    add("--width", type=int, default=16, help="channels of D's first convolution")
     add("--init", choices=["normal", "pytorch"], default="normal", help="N(0, 0.02^2), or PyTorch's weights")
     add("--published", action="store_true", help=f"the tutorials' settings: {PUBLISHED}")
-    add("--epochs", type=count, default=25, help="passes over the training images")
-    add("--lr-g", type=positive, default=1e-3, help="Adam's learning rate for the generator")
-    add("--lr-d", type=positive, default=1e-3, help="Adam's learning rate for the discriminator")
-    add("--batch-size", type=count, default=64, help="images per step")
-    add("--latent-dim", type=count, default=100, help="length of the noise vector z")
+    add("--epochs", type=int, default=25, help="passes over the training images")
+    add("--lr-g", type=float, default=1e-3, help="Adam's learning rate for the generator")
+    add("--lr-d", type=float, default=1e-3, help="Adam's learning rate for the discriminator")
+    add("--batch-size", type=int, default=64, help="images per step")
+    add("--latent-dim", type=int, default=100, help="length of the noise vector z")
     add("--dataset", choices=["mnist", "fashion_mnist", "folder"], default="mnist", help="what to train on")
-    add("--data-dir", default="data", help="where the data set is, or is downloaded to, or the class folders")
-    add("--limit", type=count, metavar="N", help="train on N of the images only, for a quick look")
-    add("--fid-every", type=count, metavar="K", help="every K epochs, measure samples with fid.py")
+    add("--data-dir", default=f"{HERE}/data", help="where the data set is, or a folder for each class")
+    add("--limit", type=int, metavar="N", help="train on N of the images only, for a quick look")
+    add("--fid-every", type=int, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
     add("--seed", type=int, default=42, help="all randomness follows from it")
+    add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
-    add("--generate", type=count, metavar="N", help="no training: write N images, with --checkpoint")
+    add("--generate", type=int, metavar="N", help="no training: write N images, with --checkpoint")
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate uses")
 
 
@@ -93,32 +82,22 @@ def add_flags(add):
 class Generator(nn.Module):
     """Noise z (N, latent_dim) and classes (N,) to images (N, 1, 28, 28) in [-1, 1]."""
 
-    def __init__(self, latent_dim=100, width=16, classes=10, mlp=False):
+    def __init__(self, latent_dim=100, width=16, classes=10):
         super().__init__()
         w = width
         self.latent_dim = latent_dim
         self.embedding = nn.Embedding(classes, 10)  # (N, 10)
-        if mlp:
-            self.layers = nn.Sequential(
-                nn.Linear(latent_dim + 10, 512),
-                nn.BatchNorm1d(512),
-                nn.ReLU(),
-                nn.Linear(512, 784),
-                nn.Tanh(),
-                nn.Unflatten(1, (1, 28, 28)),  # (N, 1, 28, 28)
-            )
-        else:
-            self.layers = nn.Sequential(
-                nn.Linear(latent_dim + 10, 4 * w * 7 * 7),
-                nn.BatchNorm1d(4 * w * 7 * 7),
-                nn.ReLU(),
-                nn.Unflatten(1, (4 * w, 7, 7)),  # (N, 4w, 7, 7)
-                nn.ConvTranspose2d(4 * w, 2 * w, 4, stride=2, padding=1, bias=False),  # (N, 2w, 14, 14)
-                nn.BatchNorm2d(2 * w),
-                nn.ReLU(),
-                nn.ConvTranspose2d(2 * w, 1, 4, stride=2, padding=1, bias=False),  # (N, 1, 28, 28)
-                nn.Tanh(),
-            )
+        self.layers = nn.Sequential(
+            nn.Linear(latent_dim + 10, 4 * w * 7 * 7),
+            nn.BatchNorm1d(4 * w * 7 * 7),
+            nn.ReLU(),
+            nn.Unflatten(1, (4 * w, 7, 7)),  # (N, 4w, 7, 7)
+            nn.ConvTranspose2d(4 * w, 2 * w, 4, stride=2, padding=1, bias=False),  # (N, 2w, 14, 14)
+            nn.BatchNorm2d(2 * w),
+            nn.ReLU(),
+            nn.ConvTranspose2d(2 * w, 1, 4, stride=2, padding=1, bias=False),  # (N, 1, 28, 28)
+            nn.Tanh(),
+        )
 
     def forward(self, z, classes):
         return self.layers(torch.cat([z, self.embedding(classes)], 1))
@@ -179,9 +158,6 @@ def generator_loss(fake_logits):
 
 
 # %% Training step
-PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # metrics of a step, as in losses.png
-
-
 def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes, real_label):
     """One step of D, then one of G, on images `real` (N, 1, 28, 28) in [-1, 1] of the `classes` (N,)."""
     # D learns to tell real from fake. Detached, the fakes carry no gradient back to G.
@@ -209,7 +185,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, real, classes
 def build(args):
     """The networks and optimisers of a run, by the names of train_step's arguments."""
     torch.manual_seed(args.seed)
-    generator = Generator(args.latent_dim, args.width, len(args.class_names), args.mlp)
+    generator = Generator(args.latent_dim, args.width, len(args.class_names))
     discriminator = Discriminator(args.width, args.d_layers, len(args.class_names))
     for network in generator, discriminator:
         if args.init == "normal":
@@ -228,12 +204,15 @@ def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
     if args.label:
         fail("--label: leave it out, or --generate with it; training needs all classes")
-    images, labels = load_images(args)
+    images, labels, names = load_images(args)
+    if args.resume and names != args.class_names:
+        fail(f"--data-dir: its classes are {names}, and those of the checkpoint {args.class_names}")
+    if args.resume and args.images != len(images):
+        print(f"pictures have come or gone: there were {args.images:,}, now there are {len(images):,}")
+    args.class_names, args.images = names, len(images)  # into the checkpoint
     batch_size = min(args.batch_size, len(images))
     if batch_size < 2:
         fail("--batch-size, --limit: batch normalisation needs 2 images or more in a batch")
-    if args.real_label > 1:
-        fail("--real-label: a probability is at most 1")
     parts = build(args)
     generator = parts["generator"]
     history = []  # the mean metrics of each epoch
@@ -242,15 +221,15 @@ def train(args):
         parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
-        fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
+        fail(f"--epochs: {args.resume} has {len(history)} already; give more")
     if args.fid_every:
         import fid
 
         judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
-    (folder / "samples").mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
-    print(f"{len(images):,} images, on {args.device}, into {folder}")
+    steps = len(images) // batch_size * (args.epochs - len(history))
+    few = " (few: raise --epochs)" if steps < 1000 else ""
+    print(f"{len(images):,} images, {steps:,} steps{few}, on {args.device}: {folder}", file=sys.stderr)
 
     for epoch in range(len(history) + 1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
@@ -280,42 +259,60 @@ def fail(message, status=2):
 
 
 def load_images(args):
-    """The training images as bytes (N, 1, 28, 28) and their classes (N,), all of them on the device."""
-    if args.dataset == "folder":
-        return load_folder(args)
-    dataset_class = datasets.MNIST if args.dataset == "mnist" else datasets.FashionMNIST
-    try:
-        dataset = dataset_class(args.data_dir, download=True)
-    except Exception as error:  # many types are possible
-        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
+    """Images as bytes (N, 1, 28, 28) and their classes (N,), on the device; and the names of the classes."""
     torch.manual_seed(args.seed)
-    chosen = torch.randperm(len(dataset))[: args.limit]
-    return dataset.data[chosen, None].to(args.device), dataset.targets[chosen].to(args.device)
-
-
-def load_folder(args):
-    """As load_images, from one folder of pictures for each class; names them in args.class_names."""
-    folders = sorted(path for path in Path(args.data_dir).glob("[!.]*") if path.is_dir())
-    names = [folder.name for folder in folders]
-    if args.resume and names != args.class_names:
-        fail(f"--data-dir: its classes are {names}, and those of the checkpoint {args.class_names}")
-    args.class_names = names
-    files = [(file, label) for label, folder in enumerate(folders) for file in sorted(folder.rglob("*.*"))]
-    torch.manual_seed(args.seed)
-    images, labels = [], []
-    for number in tqdm(torch.randperm(len(files))[: args.limit].tolist(), "reading", leave=False):
-        file, label = files[number]
+    if args.dataset == "folder":  # in which each class has a folder
+        root = Path(args.data_dir)
+        paths = [path for path in list_pictures(root) if path.parent != root]
+        names = sorted({path.relative_to(root).parts[0] for path in paths})
+        chosen = [paths[number] for number in torch.randperm(len(paths))[: args.limit].tolist()]
+        decoded = {path: decode(path, 28) for path in tqdm(chosen, "decoding", leave=False)}
+        images = {path: torch.tensor(image) for path, image in decoded.items() if image is not None}
+        if not images:
+            fail(f"--data-dir: in {root} there should be a folder of pictures for each class")
+        labels = torch.tensor([names.index(path.relative_to(root).parts[0]) for path in images])
+        images = torch.stack([*images.values()]).float().mean(1, keepdim=True).round().byte()
+    else:
+        dataset_class = datasets.MNIST if args.dataset == "mnist" else datasets.FashionMNIST
         try:
-            picture = ImageOps.exif_transpose(Image.open(file)).convert("RGBA")
-        except Exception as error:  # its type depends on the damage
-            tqdm.write(f"skipped {file}: {error}", file=sys.stderr)
+            dataset = dataset_class(args.data_dir, download=True)
+        except Exception as error:  # many types are possible
+            fail(f"--data-dir: no {args.dataset} in {args.data_dir}; or --dataset folder ({error!r:.99})")
+        chosen = torch.randperm(len(dataset))[: args.limit]
+        images, labels, names = dataset.data[chosen, None], dataset.targets[chosen], [*"0123456789"]
+    return images.to(args.device), labels.to(args.device), names
+
+
+def list_pictures(folder):
+    """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
+    files, visited = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        a_run = visited and {"config.json", "history.csv"} <= {*names}
+        if a_run or os.path.realpath(here) in visited:  # links can lead back up
+            folders.clear()
             continue
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("L")
-        images.append(pil_to_tensor(ImageOps.fit(picture, (28, 28))))
-        labels.append(label)
-    if not images:
-        fail(f"--data-dir: no pictures in {args.data_dir}; give a folder that has a folder for each class")
-    return torch.stack(images).to(args.device), torch.tensor(labels, device=args.device)
+        visited.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if name[0] != "."]
+        files += [Path(here, name) for name in names if name[0] != "."]
+    pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
+    others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
+    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)
+    return pictures
+
+
+def decode(path, size):
+    """The middle square of a picture, upright and on white: bytes (3, size, size); None if it is damaged."""
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":  # grey, in 16 bits or as floats from 0 to 1
+            levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
+            image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
+        image = ImageOps.fit(image.convert("RGBA"), (size, size), Image.Resampling.BILINEAR)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return np.asarray(image).transpose(2, 0, 1)
+    except Exception as error:  # many types are possible
+        tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
 
 
 @torch.no_grad()
@@ -333,6 +330,7 @@ def sample(generator, z, classes=None):
 
 def draw(generator, folder, epoch, args):
     """Write the samples of an epoch, always from the same z, interpolation.png and progress.gif."""
+    (folder / "samples").mkdir(exist_ok=True)
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(10, args.latent_dim, generator=rng)
     rows = len(args.class_names)
@@ -342,7 +340,7 @@ def draw(generator, folder, epoch, args):
     t = torch.linspace(0, math.pi / 2, 10)[:, None]  # cos^2 + sin^2 = 1: each z on the arc is from N(0, I)
     walk = t.cos() * z[0] + t.sin() * z[1]
     save_image(sample(generator, walk.repeat(rows, 1), classes), folder / "interpolation.png", nrow=10)
-    paths = sorted((folder / "samples").glob("epoch_*.png"))
+    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
@@ -365,17 +363,18 @@ def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    numbered = (Path(parent, f"{number:03d}") for number in range(1, 1000))
-    folder = Path(args.out_dir or next(path for path in numbered if not path.exists()))
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        fail(f"--out-dir: {folder}: {error.strerror}; name a new folder")
-    return folder
+    for number in range(1, 10**6):
+        folder = Path(args.out_dir or f"{parent}/{number:03d}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # perhaps since a moment ago, by another run
+            if args.out_dir:
+                raise
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
+    """Write the checkpoint, first under another name, so that there is never half of one; and config.json."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
@@ -383,8 +382,18 @@ def save(parts, history, folder, args):
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
-    torch.save(checkpoint, folder / "checkpoint.tmp")
-    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
+    tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
+    try:
+        if args.keep_every and len(history) % args.keep_every == 0:
+            names = checkpoint.keys() & {"generator", "ema", "script", "settings"}
+            torch.save({name: checkpoint[name] for name in names}, alone)
+        torch.save(checkpoint, tmp)
+    except (OSError, RuntimeError) as error:  # a full disk can look like either
+        tmp.unlink(missing_ok=True)
+        alone.unlink(missing_ok=True)
+        fail(f"{folder} cannot be written, its checkpoint.pt is of the epoch before ({error!r:.99})", 1)
+    tmp.replace(folder / "checkpoint.pt")
+    (folder / "config.json").write_text(json.dumps(settings | {"torch": torch.__version__}, indent=2))
 
 
 def load_checkpoint(path, **modules):
@@ -403,8 +412,7 @@ def load_checkpoint(path, **modules):
 def load_generator(path, device="cpu"):
     """The generator of a checkpoint, for any program: sample(load_generator(path), torch.randn(64, 100))."""
     settings = load_checkpoint(path)["settings"]
-    classes = len(settings["class_names"])
-    generator = Generator(settings["latent_dim"], settings["width"], classes, settings["mlp"])
+    generator = Generator(settings["latent_dim"], settings["width"], len(settings["class_names"]))
     load_checkpoint(path, generator=generator)
     return generator.to(device).eval()
 
@@ -413,7 +421,7 @@ def load_generator(path, device="cpu"):
 def parse_args(argv=None):
     """The settings: a flag that is given, else --published, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description = __doc__.split("\n")[0]
+    parser.description = (__doc__ or "").split("\n")[0]  # none under python -OO
     parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)  # a first look, for --resume and the like
@@ -424,7 +432,11 @@ def parse_args(argv=None):
     if args.published:
         parser.set_defaults(**PUBLISHED)
     args = parser.parse_args(argv)  # with the new defaults
-    if args.fid_every and not args.checkpoint and not Path(__file__).with_name("fid.py").exists():
+    for name, value in vars(args).items():
+        least = 0 if isinstance(value, float) or name == "seed" else 1
+        if type(value) in (int, float) and not least <= value < math.inf:
+            fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
+    if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
@@ -449,20 +461,20 @@ def generate(args):
         class_folder = folder / args.class_names[label]
         class_folder.mkdir(exist_ok=True)
         save_image(image, class_folder / f"{number:05d}.png")
-    print(f"{args.generate} images in {folder}")
+    print(f"{args.generate} images in {folder}", file=sys.stderr)
 
 
 def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
+    run = generate if args.checkpoint else train
     try:
-        if args.checkpoint:
-            generate(args)
-        else:
-            train(args)
+        run(args)
     except KeyboardInterrupt:
         fail("stopped; --resume goes on after the last whole epoch", 130)
+    except OSError as error:  # a folder that is there already or cannot be written, a full disk
+        fail(f"{error}; --out-dir names another folder")
 
 
 if __name__ == "__main__":
-    main()
+    main([] if "kernel_launcher" in sys.argv[0] else None)  # the flags of a notebook are not ours

@@ -32,13 +32,15 @@ small pictures, networks and patches; 4 epochs, not 200; batches of 16; a pool o
 
 import argparse
 import csv
-import functools
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 import zlib
+from collections import Counter
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +49,6 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import accelerator, nn
-from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms.functional import resize
 from torchvision.utils import save_image
@@ -55,77 +56,58 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "cyclegan"
+HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
+CACHE = HERE / "data" / "cache" if os.access(HERE, os.W_OK) else Path.home() / ".cache" / "gans"
+PANELS = [["g_ab", "g_ba"], ["d_a", "d_b"], ["cycle_a", "cycle_b", "identity"]]  # what losses.png shows
 
 
-def positive(text):
-    """A number above 0."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
-    return float(text)
-
-
-def non_negative(text):
-    """A number, at least 0."""
-    return 0.0 if float(text) == 0 else positive(text)
-
-
-def count(text):
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
-    return int(text)
+def pixels(text):
+    """A size of pictures, or "own"."""
+    if text not in ("32", "64", "128", "256", "own"):
+        raise ValueError
+    return text if text == "own" else int(text)
 
 
 def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
-    add("--cycle-weight", type=non_negative, default=10.0, help="weight of the cycle loss; 0: none")
-    add("--identity-weight", type=non_negative, default=0.0, help="weight of the identity loss; 0: none")
+    add("--cycle-weight", type=float, default=10.0, help="weight of the cycle loss; 0: none")
+    add("--identity-weight", type=float, default=0.0, help="weight of the identity loss; 0: none")
     add("--pool", type=int, default=50, metavar="N", help="batches of older fakes to show D; 0: none")
     add("--norm", choices=["instance", "batch"], default="instance", help="normalisation in all networks")
-    add("--blocks", type=count, help="residual blocks in G; None: 4 up to 64 pixels, 6 for 128, 9 for 256")
+    add("--blocks", type=int, help="residual blocks in G; None: 4 up to 64 pixels, 6 for 128, 9 for 256")
     add("--patch-layers", type=int, choices=[1, 2, 3], help="D's patches: 16, 34, 70 pixels; None: by size")
-    add("--width", type=count, default=32, help="channels of G's first layer; other layers have more")
+    add("--width", type=int, default=32, help="channels of G's first layer; other layers have more")
     tasks = ["outline", "mosaic", "grey", "lines", "glasses"]
     add("--task", choices=tasks, help="how A is made; None: lines for faces, outline for digits")
+    add("--paired-tests", action="store_true", help="test pictures of one name in A and B are pairs")
     add("--direction", choices=["a2b", "b2a"], default="a2b", help="for --generate and --translate")
-    add("--image-size", type=int, choices=[32, 64, 128, 256], help="pixels; None: 32 for digits, else 64")
-    add("--decay", type=non_negative, default=0.5, help="share of the run in which the rates fall to 0")
-    add("--epochs", type=count, default=4, help="passes over the larger of A and B")
-    add("--lr-g", type=positive, default=2e-4, help="Adam's learning rate for the generators")
-    add("--lr-d", type=positive, default=2e-4, help="Adam's learning rate for the discriminators")
-    add("--batch-size", type=count, default=16, help="pictures of A, and of B, per step")
+    add("--image-size", type=pixels, help="32 (digits), 64, 128, 256; with --translate own: as each one is")
+    add("--decay", type=float, default=0.5, help="share of the run in which the rates fall to 0")
+    add("--epochs", type=int, default=4, help="passes over the larger of A and B")
+    add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generators")
+    add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminators")
+    add("--batch-size", type=int, default=16, help="pictures of A, and of B, per step")
     names = ["mnist", "fashion_mnist", "faces", "folder"]
     add("--dataset", choices=names, default="mnist", help="folder: your own A and B; with --task, your own B")
-    add("--data-dir", default="data", help="where it is; folder: has trainA and trainB, A and B, or train")
+    add("--data-dir", default=f"{HERE}/data", help="folder: has trainA and trainB, A and B, or train")
     add("--folder-a", metavar="FOLDER", help="with --dataset folder: A, wherever it is")
     add("--folder-b", metavar="FOLDER", help="with --dataset folder: B, wherever it is")
-    add("--limit", type=count, metavar="N", help="use N pictures only, for a quick look")
-    add("--fid-every", type=count, metavar="K", help="every K epochs, measure test pictures with fid.py")
+    add("--flip", action="store_true", help="mirror pictures at random, left to right")
+    add("--limit", type=int, metavar="N", help="use N pictures only, for a quick look")
+    add("--fid-every", type=int, metavar="K", help="every K epochs, measure test pictures with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on some processors")
     add("--seed", type=int, default=42, help="all randomness follows from it")
+    add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
-    add("--generate", type=count, metavar="N", help="no training: translate the first N test pictures")
-    add("--translate", metavar="FOLDER", help="no training: translate your own pictures")
+    add("--generate", type=int, metavar="N", help="no training: translate the first N test pictures")
+    add("--translate", metavar="PATH", help="no training: translate your picture, or those of a folder")
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate and --translate use")
 
 
 # %% Networks
 NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
-
-
-class Reflect(nn.Module):
-    """Mirrors (N, C, H, W) at its borders: nn.ReflectionPad2d, but with gradients that CUDA can reproduce."""
-
-    def __init__(self, pixels):
-        super().__init__()
-        self.pixels = pixels
-
-    def forward(self, x):
-        p = self.pixels  # with p = 2, a row 1 2 3 4 becomes 3 2 1 2 3 4 3 2
-        x = torch.cat([x[..., 1 : p + 1].flip(-1), x, x[..., -p - 1 : -1].flip(-1)], -1)
-        return torch.cat([x[..., 1 : p + 1, :].flip(-2), x, x[..., -p - 1 : -1, :].flip(-2)], -2)
 
 
 class ResidualBlock(nn.Module):
@@ -134,11 +116,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, width, norm):
         super().__init__()
         self.layers = nn.Sequential(
-            Reflect(1),
+            nn.ReflectionPad2d(1),
             nn.Conv2d(width, width, 3, bias=False),
             NORMS[norm](width),
             nn.ReLU(),
-            Reflect(1),
+            nn.ReflectionPad2d(1),
             nn.Conv2d(width, width, 3, bias=False),
             NORMS[norm](width),
         )
@@ -158,7 +140,7 @@ class Generator(nn.Module):
         super().__init__()
         w = width
         self.layers = nn.Sequential(
-            Reflect(3),
+            nn.ReflectionPad2d(3),
             nn.Conv2d(in_channels, w, 7, bias=False),  # (N, 32, 32, 32)
             NORMS[norm](w),
             nn.ReLU(),
@@ -175,7 +157,7 @@ class Generator(nn.Module):
             nn.ConvTranspose2d(2 * w, w, 3, stride=2, padding=1, output_padding=1, bias=False),
             NORMS[norm](w),  # (N, 32, 32, 32)
             nn.ReLU(),
-            Reflect(3),
+            nn.ReflectionPad2d(3),
             nn.Conv2d(w, out_channels, 7),  # (N, out_channels, 32, 32)
             nn.Tanh(),
         )
@@ -227,15 +209,7 @@ def generator_loss(fake_scores):
     return (fake_scores - 1).square().mean()
 
 
-def l1_loss(x, y):
-    """E|x - y|, a mean over all pixels."""
-    return (x - y).abs().mean()
-
-
 # %% Training step
-PANELS = [["g_ab", "g_ba"], ["d_a", "d_b"], ["cycle_a", "cycle_b", "identity"]]  # as in losses.png
-
-
 class ImagePool(nn.Module):
     """Fakes of earlier steps (size, C, S, S): a D that only saw the newest ones would forget the others.
 
@@ -290,11 +264,11 @@ def train_step(
     fake_b, fake_a = run(ab, a), run(ba, b)
     g_ab = generator_loss(run(discriminator["b"], fake_b))
     g_ba = generator_loss(run(discriminator["a"], fake_a))
-    cycle_a = l1_loss(run(ba, fake_b), a)
-    cycle_b = l1_loss(run(ab, fake_a), b)
+    cycle_a = F.l1_loss(run(ba, fake_b), a)
+    cycle_b = F.l1_loss(run(ab, fake_a), b)
     identity = torch.zeros_like(cycle_a)
     if identity_weight:  # what is in B already should stay as it is
-        identity = l1_loss(run(ab, b), b) + l1_loss(run(ba, a), a)
+        identity = F.l1_loss(run(ab, b), b) + F.l1_loss(run(ba, a), a)
     g_loss = g_ab + g_ba + cycle_weight * (cycle_a + cycle_b) + identity_weight * identity
     optimizer_g.zero_grad()
     g_loss.backward()
@@ -321,8 +295,8 @@ def check(args):
         fail(f"--task: only faces come with {args.task}; give another task, or --dataset faces")
     if bool(args.folder_a) != bool(args.folder_b) or (args.folder_a and args.dataset != "folder"):
         fail("--folder-a, --folder-b: give both, with --dataset folder")
-    if args.pool < 0 or args.decay > 1:
-        fail("--pool, --decay: give at least 0 batches, and a share of at most 1")
+    if args.decay > 1:
+        fail("--decay: a share is at most 1")
     if args.identity_weight and count_channels(args) == (1, 3):
         fail("--identity-weight: one of A and B is grey, the other in colour; leave it out")
     if args.fid_every and args.task == "glasses":
@@ -364,11 +338,17 @@ def shuffled_rows(pictures, total):
     return torch.cat(orders)[:total].to(pictures.device)
 
 
+def mirrored(images):
+    """Each of the images (N, C, H, W) with probability 1/2 mirrored, left to right."""
+    keep = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return images.where(keep, images.flip(3))
+
+
 def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
     domains, _ = load_domains(args, train=True)
     test, _ = load_domains(args, train=False)
-    paired = args.task not in (None, "glasses")  # A is made from B, so test pictures have targets
+    paired = args.paired_tests or args.task not in (None, "glasses")  # so test pictures have targets
     a, b = domains["a"].to(args.device), domains["b"].to(args.device)
     batch_size = min(args.batch_size, len(a), len(b))
     parts = build(args)
@@ -377,18 +357,18 @@ def train(args):
     if args.resume:
         history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
     if len(history) >= args.epochs:
-        fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
+        fail(f"--epochs: {args.resume} has {len(history)} already; give more")
     if args.fid_every:
         import fid
 
         judge = fid.Judge(args.dataset, b, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
-    (folder / "samples").mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
-    print(f"{len(a):,} and {len(b):,} pictures, on {args.device}, into {folder}")
+    steps = max(len(a), len(b)) // batch_size  # of an epoch
+    total = steps * (args.epochs - len(history))
+    few = " (few: raise --epochs)" if total < 1000 else ""
+    print(f"{len(a):,} and {len(b):,} pictures, {total:,} steps{few}: {folder}", file=sys.stderr)
 
     options = {name: vars(args)[name] for name in ("cycle_weight", "identity_weight", "precision")}
-    steps = max(len(a), len(b)) // batch_size
     for epoch in range(len(history) + 1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         batches_a = shuffled_rows(a, steps * batch_size).split(batch_size)
@@ -399,6 +379,7 @@ def train(args):
             for name, rate in ("optimizer_g", args.lr_g), ("optimizer_d", args.lr_d):
                 parts[name].param_groups[0]["lr"] = rate * min(1, left / max(args.decay, 1e-9))
             batch = {"a": a[batches_a[number]] / 127.5 - 1, "b": b[batches_b[number]] / 127.5 - 1}
+            batch = {side: mirrored(images) if args.flip else images for side, images in batch.items()}
             metrics.append(train_step(**parts, **batch, **options))
 
         means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}
@@ -435,19 +416,20 @@ def sample(generator, images):
 def measure(generator, test):
     """The mean difference of outputs from their targets, in both directions, from 0 to 1."""
     a, b = test["a"][:1000] / 255, test["b"][:1000] / 255
-    a2b_error, b2a_error = l1_loss(sample(generator["ab"], a), b), l1_loss(sample(generator["ba"], b), a)
+    a2b_error, b2a_error = F.l1_loss(sample(generator["ab"], a), b), F.l1_loss(sample(generator["ba"], b), a)
     return {"a2b_error": a2b_error.item(), "b2a_error": b2a_error.item()}
 
 
 def draw(generator, test, folder, epoch):
     """Write samples, rows of a, G_AB(a), a again, and b, G_BA(b), b again; and progress.gif."""
+    (folder / "samples").mkdir(exist_ok=True)
     shown = min(10, len(test["a"]), len(test["b"]))
     a, b = test["a"][:shown] / 255, test["b"][:shown] / 255
     fake_b, fake_a = sample(generator["ab"], a), sample(generator["ba"], b)
     again_a, again_b = sample(generator["ba"], fake_b), sample(generator["ab"], fake_a)
     grid = in_colour(a, fake_b, again_a, b, fake_a, again_b)
     save_image(grid, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=shown)
-    paths = sorted((folder / "samples").glob("epoch_*.png"))
+    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
@@ -476,17 +458,18 @@ def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    numbered = (Path(parent, f"{number:03d}") for number in range(1, 1000))
-    folder = Path(args.out_dir or next(path for path in numbered if not path.exists()))
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        fail(f"--out-dir: {folder}: {error.strerror}; name a new folder")
-    return folder
+    for number in range(1, 10**6):
+        folder = Path(args.out_dir or f"{parent}/{number:03d}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # perhaps since a moment ago, by another run
+            if args.out_dir:
+                raise
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
+    """Write the checkpoint, first under another name, so that there is never half of one; and config.json."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
@@ -494,8 +477,18 @@ def save(parts, history, folder, args):
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
-    torch.save(checkpoint, folder / "checkpoint.tmp")
-    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
+    tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
+    try:
+        if args.keep_every and len(history) % args.keep_every == 0:
+            names = checkpoint.keys() & {"generator", "ema", "script", "settings"}
+            torch.save({name: checkpoint[name] for name in names}, alone)
+        torch.save(checkpoint, tmp)
+    except (OSError, RuntimeError) as error:  # a full disk can look like either
+        tmp.unlink(missing_ok=True)
+        alone.unlink(missing_ok=True)
+        fail(f"{folder} cannot be written, its checkpoint.pt is of the epoch before ({error!r:.99})", 1)
+    tmp.replace(folder / "checkpoint.pt")
+    (folder / "config.json").write_text(json.dumps(settings | {"torch": torch.__version__}, indent=2))
 
 
 def load_checkpoint(path, **modules):
@@ -527,18 +520,15 @@ def count_channels(args):
 
 
 def make_a(task, b):
-    """Pictures A made from pictures B, bytes (N, C, S, S); outline and grey have one channel.
-
-    mosaic: a grid of 8x8 flat blocks. outline: a ring of one pixel around what is bright. grey: no colours.
-    """
+    """Pictures A made from pictures B, bytes (N, C, S, S); outline and grey have one channel."""
     chunks = []
     for chunk in b.split(1000):  # floats are four times as large as bytes
         chunk = chunk.float()
-        if task == "mosaic":
+        if task == "mosaic":  # 8x8 flat blocks
             chunk = F.interpolate(F.adaptive_avg_pool2d(chunk, 8), chunk.shape[2:])
         else:
             chunk = chunk.mean(1, keepdim=True)
-        if task == "outline":
+        if task == "outline":  # a ring of one pixel around what is bright
             chunk = F.max_pool2d(chunk, 3, stride=1, padding=1) - chunk
         chunks.append(chunk.round().to(torch.uint8))
     return torch.cat(chunks)
@@ -561,6 +551,15 @@ def load_domains(args, train):
         domains["a"] = fit(read_sheets(args, f"{word}_??_lines.webp")[rows["a"], :1], args.image_size)
     elif args.task and args.task != "glasses":
         domains["a"] = make_a(args.task, domains["a"])
+    if args.paired_tests and not train:
+        both = [name for name in names["a"] if name in names["b"]]
+        if not both:
+            fail("--paired-tests: no test picture of A has the name of one of B; leave it out")
+        rows = {side: [names[side].index(name) for name in both] for side in "ab"}
+        domains, names = {side: domains[side][rows[side]] for side in "ab"}, {"a": both, "b": both}
+    if train and args.resume and args.images != len(domains["b"]):
+        print(f"pictures have come or gone: there were {args.images:,} of B, now {len(domains['b']):,}")
+    args.images = len(domains["b"]) if train else args.images  # into the checkpoint
     return domains, names
 
 
@@ -591,19 +590,17 @@ def read_dataset(args, train=True):
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
     except Exception as error:  # many types are possible
-        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
+        fail(f"--data-dir: no {args.dataset} in {args.data_dir}; yours need --dataset folder ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
 
 def read_sheets(args, pattern="train_??.webp"):
     """The cartoon faces (N, 3, 64, 64) of data/faces: a sheet has 32 rows of 32."""
     folder = Path(args.data_dir, "faces")
-    try:
-        sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
-        faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
-    except (OSError, ValueError) as error:
-        hint = "copy data/faces of the collection there, or give --dataset folder for pictures of your own"
-        fail(f"--data-dir: {folder} has no sheets of faces; {hint} ({error!r:.99})")
+    sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
+    if not sheets:
+        fail(f"--data-dir: {folder} has no sheets of faces; yours need --dataset folder")
+    faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
     return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
 
 
@@ -615,73 +612,81 @@ def fit(images, size):
 
 
 # %% Folders: pictures are decoded once, into a file
-SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
 LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # the last: A and B side by side
 
 
-def to_rgb(image):
-    """A picture of any mode in RGB: upright as EXIF says, 16 bits made 8, transparent parts white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey
-        image = image.point(lambda value: value / 257 + 0.5).convert("L")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def list_pictures(folder):
-    """The pictures in a folder and below it, hidden ones left out: a dict of their names and their paths."""
-    folder, pictures = Path(folder).resolve(), {}
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        hidden = any(name[0] == "." for name in inside.parts)
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden:
-            name = inside.with_suffix("").as_posix()
-            if name in pictures:  # cat.png beside cat.jpg
-                name = inside.as_posix()
-            pictures[name] = path
-    if not pictures:
-        fail(f"{folder}: there are no pictures; give a folder with {', '.join(SUFFIXES)}")
+    """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
+    files, visited = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        a_run = visited and {"config.json", "history.csv"} <= {*names}
+        if a_run or os.path.realpath(here) in visited:  # links can lead back up
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if name[0] != "."]
+        files += [Path(here, name) for name in names if name[0] != "."]
+    pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
+    others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
+    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)
     return pictures
 
 
-def decode(path, size, half):
-    """The middle square of a picture, or of one of its halves, as bytes (3, size, size); None if damaged."""
+def name_pictures(place):
+    """The pictures of a folder, or the one picture, by name: a dict of paths. Hidden ones are left out."""
+    place = Path(place).resolve()
+    if place.is_file():
+        return {place.stem: place}
+    pictures = {}
+    for path in list_pictures(place):
+        name = path.relative_to(place).with_suffix("").as_posix()
+        pictures[name if name not in pictures else f"{name}{path.suffix}"] = path  # cat.png beside cat.jpg
+    if not pictures:
+        fail(f"{place}: there are no pictures")
+    return pictures
+
+
+def decode(path, size, half=None):
+    """The middle square of a picture, upright and on white: bytes (3, size, size); None if it is damaged."""
     try:
         with Image.open(path) as image:
-            image = to_rgb(image)
+            image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":  # grey, in 16 bits or as floats from 0 to 1
+            levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
+            image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
         if half is not None:  # 0: left, 1: right
             middle = image.width // 2
             image = image.crop((half * middle, 0, half * middle + middle, image.height))
-        return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    except Exception:  # many types are possible
-        return None
+        size = (size, size) if size else image.size  # None: all of it
+        image = ImageOps.fit(image.convert("RGBA"), size, Image.Resampling.BILINEAR)
+        image = Image.alpha_composite(Image.new("RGBA", size, "white"), image).convert("RGB")
+        return np.asarray(image).transpose(2, 0, 1)
+    except Exception as error:  # many types are possible
+        tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
 
 
 def read_pictures(pictures, size, half=None):
-    """Pictures as bytes (N, 3, size, size), decoded once, into data/cache; and the names of these."""
+    """Pictures as bytes (N, 3, size, size), decoded once, into a file in CACHE; and the names of these."""
     stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in pictures.values()]
-    key = hashlib.sha256(repr([size, half, pictures, stats]).encode()).hexdigest()[:16]
-    cache = Path("data", "cache", f"{key}.pt")
-    if not cache.exists():
-        # batch_size None: worker processes call collate_fn on each path.
-        work = {"collate_fn": functools.partial(decode, size=size, half=half), "batch_size": None}
-        loader = DataLoader([*pictures.values()], num_workers=torch.get_num_threads(), **work)
-        decoded = dict(zip(pictures, [*tqdm(loader, "decoding", disable=not pictures)]))
-        names = [name for name in pictures if decoded[name] is not None]
-        if not names:
-            fail("too few pictures that can be read; without a test folder, one in ten is for testing")
-        damaged = [name for name in pictures if decoded[name] is None]
-        if damaged:
-            print(f"{len(damaged)} pictures cannot be read: {', '.join(damaged[:5])}", flush=True)
-        images = torch.from_numpy(np.stack([decoded[name] for name in names]))
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{time.time_ns()}")  # another process may decode the same
-        torch.save({"images": images, "names": names}, partial)
-        partial.replace(cache)
-    cached = torch.load(cache, weights_only=True, mmap=True)
-    return cached["images"], cached["names"]
+    cache = CACHE / f"{hashlib.sha256(repr([size, half, pictures, stats]).encode()).hexdigest()[:16]}.npz"
+    if cache.exists():
+        cached = np.load(cache)
+        return torch.from_numpy(cached["images"]), cached["names"].tolist()
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        decoded = pool.imap(lambda path: decode(path, size, half), pictures.values())
+        decoded = dict(zip(pictures, tqdm(decoded, "decoding", len(pictures))))
+    names = [name for name in pictures if decoded[name] is not None]
+    if not names:
+        fail("too few pictures that can be read; without a test folder, one in ten is for testing")
+    images = np.stack([decoded[name] for name in names])
+    tmp = cache.with_suffix(f".{os.getpid()}.npz")  # another process may decode the same
+    try:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        np.savez(tmp, images=images, names=names)
+        tmp.replace(cache)
+    finally:
+        tmp.unlink(missing_ok=True)  # half of it, if the disk is full
+    return torch.from_numpy(images), names
 
 
 def find_folders(args):
@@ -704,10 +709,10 @@ def read_folders(args, train):
     folders, others = find_folders(args)
     domains, names = {}, {}
     for side, folder in zip("ab", folders if train else others):
-        pictures = list_pictures(folder)
+        pictures = name_pictures(folder)
         chosen = [*pictures]
         if folders == others:  # one name in ten is for testing, always the same ones
-            held_out = {name for name in chosen if zlib.crc32(name.encode()) % 10 == 0}
+            held_out = {name for name in chosen if zlib.crc32(os.fsencode(name)) % 10 == 0}
             chosen = [name for name in chosen if (name not in held_out) == train]
         chosen = split(choose(chosen, args, train), args, train)[side]
         half = "ab".index(side) if folders[0] == folders[1] and not args.task else None
@@ -720,13 +725,15 @@ def read_folders(args, train):
 def parse_args(argv=None):
     """The settings: a flag that is given, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description = __doc__.split("\n")[0]
+    parser.description = (__doc__ or "").split("\n")[0]  # none under python -OO
     parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)  # a first look, for --resume and the like
     uses = [flag for flag in (args.generate, args.translate, args.resume) if flag]
     if len(uses) > 1 or bool(args.generate or args.translate) != bool(args.checkpoint):
-        fail("--generate N, or --translate FOLDER, needs --checkpoint PATH, and no --resume")
+        fail("--generate N, or --translate PATH, needs --checkpoint PATH, and no --resume")
+    if args.image_size == "own" and not args.translate:
+        fail("--image-size own: it is for --translate; give a number")
     if args.resume or args.checkpoint:
         parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     else:
@@ -736,8 +743,12 @@ def parse_args(argv=None):
         blocks = {32: 4, 64: 4, 128: 6, 256: 9}[size]
         parser.set_defaults(image_size=size, task=task, patch_layers=patch_layers, blocks=blocks)
     args = parser.parse_args(argv)  # with the new defaults
+    for name, value in vars(args).items():
+        least = 0 if isinstance(value, float) or name in ("seed", "pool") else 1
+        if type(value) in (int, float) and not least <= value < math.inf:
+            fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
     check(args)
-    if args.fid_every and not args.checkpoint and not Path(__file__).with_name("fid.py").exists():
+    if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
@@ -752,33 +763,37 @@ def generate(args):
     """Write what a generator in args.checkpoint makes of test pictures, or of your own, as PNG files."""
     load_checkpoint(args.checkpoint, generator=make_generators(args))  # a check: do the flags fit?
     side, generator = args.direction[0], load_generator(args.checkpoint, args.device, args.direction)
-    if args.translate:
-        images, names = read_pictures(list_pictures(args.translate), args.image_size)
-        if generator.layers[1].in_channels == 1:  # of its first convolution
-            images = make_a("grey", images)
+    if args.translate:  # one by one, for they may differ in size
+        size = None if args.image_size == "own" else args.image_size
+        decoded = ((name, decode(path, size)) for name, path in name_pictures(args.translate).items())
+        groups = (([name], torch.tensor(image)[None]) for name, image in decoded if image is not None)
     else:
         args.limit = args.generate
         domains, names = load_domains(args, train=False)
-        images, names = domains[side], names[side]
+        groups = [(names[side], domains[side])]
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
-    images = sample(generator, images / 255)
-    for name, image in zip(names, images):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        save_image(image, folder / f"{name}.png")
-    print(f"{len(images)} pictures in {folder}")
+    for names, images in groups:
+        if args.translate and generator.layers[1].in_channels == 1:  # its first convolution
+            images = make_a("grey", images)
+        height, width = images.shape[2:]
+        padded = F.pad(images / 255, (0, -width % 4, 0, -height % 4), mode="replicate")  # to multiples of 4
+        for name, image in zip(names, sample(generator, padded)):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            save_image(image[:, :height, :width], folder / f"{name}.png")
+    print(f"{len([*folder.rglob('*.png')])} pictures in {folder}", file=sys.stderr)
 
 
 def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
+    run = generate if args.checkpoint else train
     try:
-        if args.checkpoint:
-            generate(args)
-        else:
-            train(args)
+        run(args)
     except KeyboardInterrupt:
         fail("stopped; --resume goes on after the last whole epoch", 130)
+    except OSError as error:  # a folder that is there already or cannot be written, a full disk
+        fail(f"{error}; --out-dir names another folder")
 
 
 if __name__ == "__main__":
-    main()
+    main([] if "kernel_launcher" in sys.argv[0] else None)  # the flags of a notebook are not ours

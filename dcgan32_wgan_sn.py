@@ -47,22 +47,10 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "dcgan32_wgan_sn"
+HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
+PANELS = [["c_real", "c_fake"], ["diversity"]]  # what losses.png shows
 PUBLISHED = {"lr_g": 3e-5, "lr_d": 6e-5}  # for --published
 STAGES = 200, 4000, 8000, 20000  # steps after which stages.png grows
-
-
-def positive(text):
-    """A number above 0."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
-    return float(text)
-
-
-def count(text):
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
-    return int(text)
 
 
 def add_flags(add):
@@ -71,22 +59,23 @@ def add_flags(add):
     add("--no-spectral-norm", action="store_true", help="leave the critic's slope unbounded")
     add("--loss", choices=["wasserstein", "hinge"], default="wasserstein", help="what the critic lowers")
     add("--published", action="store_true", help=f"the tutorials' settings: {PUBLISHED}")
-    add("--epochs", type=count, default=11, help="passes over the training images")
-    add("--lr-g", type=positive, default=3e-4, help="Adam's learning rate for the generator")
-    add("--lr-d", type=positive, default=6e-4, help="Adam's learning rate for the critic")
-    add("--batch-size", type=count, default=32, help="images per step")
-    add("--latent-dim", type=count, default=100, help="length of the noise vector z")
+    add("--epochs", type=int, default=11, help="passes over the training images")
+    add("--lr-g", type=float, default=3e-4, help="Adam's learning rate for the generator")
+    add("--lr-d", type=float, default=6e-4, help="Adam's learning rate for the critic")
+    add("--batch-size", type=int, default=32, help="images per step")
+    add("--latent-dim", type=int, default=100, help="length of the noise vector z")
     choices = ["fashion_mnist", "mnist", "cifar10"]
     add("--dataset", choices=choices, default="fashion_mnist", help="what to train on")
-    add("--data-dir", default="data", help="where the data set is, or will be downloaded")
-    add("--limit", type=count, metavar="N", help="train on N of the images only, for a quick look")
-    add("--fid-every", type=count, metavar="K", help="every K epochs, measure samples with fid.py")
+    add("--data-dir", default=f"{HERE}/data", help="where the data set is, or will be downloaded")
+    add("--limit", type=int, metavar="N", help="train on N of the images only, for a quick look")
+    add("--fid-every", type=int, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on some processors")
     add("--seed", type=int, default=42, help="all randomness follows from it")
+    add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
-    add("--generate", type=count, metavar="N", help="no training: write N images, with --checkpoint")
+    add("--generate", type=int, metavar="N", help="no training: write N images, with --checkpoint")
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate uses")
 
 
@@ -181,9 +170,6 @@ def generator_loss(fake_scores):
 
 
 # %% Training step
-PANELS = [["c_real", "c_fake"], ["diversity"]]  # metrics of a step, as in losses.png
-
-
 def uniform(n, latent_dim, **options):
     """Noise z (n, latent_dim) from U(-1, 1); the options are those of torch.rand."""
     return torch.rand(n, latent_dim, **options) * 2 - 1
@@ -250,15 +236,15 @@ def train(args):
         parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_c"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
-        fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
+        fail(f"--epochs: {args.resume} has {len(history)} already; give more")
     if args.fid_every:
         import fid
 
         judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
-    (folder / "samples").mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
-    print(f"{len(images):,} images, on {args.device}, into {folder}")
+    steps = len(images) // batch_size * (args.epochs - len(history))
+    few = " (few: raise --epochs)" if steps < 1000 else ""
+    print(f"{len(images):,} images, {steps:,} steps{few}, on {args.device}: {folder}", file=sys.stderr)
 
     for epoch in range(len(history) + 1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
@@ -315,12 +301,13 @@ def sample(generator, z):
 
 def draw(generator, folder, epoch, args):
     """Write the samples of an epoch, always from the same z, interpolation.png and progress.gif."""
+    (folder / "samples").mkdir(exist_ok=True)
     z = uniform(64, args.latent_dim, generator=torch.Generator().manual_seed(args.seed))
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
     t = torch.linspace(0, 1, 10)[:, None]  # each row walks from one z to another
     walks = [torch.lerp(z1, z2, t) for z1, z2 in z[:16].split(2)]
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
-    paths = sorted((folder / "samples").glob("epoch_*.png"))
+    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
@@ -351,17 +338,18 @@ def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    numbered = (Path(parent, f"{number:03d}") for number in range(1, 1000))
-    folder = Path(args.out_dir or next(path for path in numbered if not path.exists()))
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        fail(f"--out-dir: {folder}: {error.strerror}; name a new folder")
-    return folder
+    for number in range(1, 10**6):
+        folder = Path(args.out_dir or f"{parent}/{number:03d}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # perhaps since a moment ago, by another run
+            if args.out_dir:
+                raise
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
+    """Write the checkpoint, first under another name, so that there is never half of one; and config.json."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
@@ -369,8 +357,18 @@ def save(parts, history, folder, args):
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
-    torch.save(checkpoint, folder / "checkpoint.tmp")
-    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
+    tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
+    try:
+        if args.keep_every and len(history) % args.keep_every == 0:
+            names = checkpoint.keys() & {"generator", "ema", "script", "settings"}
+            torch.save({name: checkpoint[name] for name in names}, alone)
+        torch.save(checkpoint, tmp)
+    except (OSError, RuntimeError) as error:  # a full disk can look like either
+        tmp.unlink(missing_ok=True)
+        alone.unlink(missing_ok=True)
+        fail(f"{folder} cannot be written, its checkpoint.pt is of the epoch before ({error!r:.99})", 1)
+    tmp.replace(folder / "checkpoint.pt")
+    (folder / "config.json").write_text(json.dumps(settings | {"torch": torch.__version__}, indent=2))
 
 
 def load_checkpoint(path, **modules):
@@ -398,7 +396,7 @@ def load_generator(path, device="cpu"):
 def parse_args(argv=None):
     """The settings: a flag that is given, else --published, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description = __doc__.split("\n")[0]
+    parser.description = (__doc__ or "").split("\n")[0]  # none under python -OO
     parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)  # a first look, for --resume and the like
@@ -409,7 +407,11 @@ def parse_args(argv=None):
     if args.published:
         parser.set_defaults(**PUBLISHED)
     args = parser.parse_args(argv)  # with the new defaults
-    if args.fid_every and not args.checkpoint and not Path(__file__).with_name("fid.py").exists():
+    for name, value in vars(args).items():
+        least = 0 if isinstance(value, float) or name == "seed" else 1
+        if type(value) in (int, float) and not least <= value < math.inf:
+            fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
+    if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
@@ -428,20 +430,20 @@ def generate(args):
     z = uniform(args.generate, generator.latent_dim)
     for number, image in enumerate(sample(generator, z)):
         save_image(image, folder / f"{number:05d}.png")
-    print(f"{args.generate} images in {folder}")
+    print(f"{args.generate} images in {folder}", file=sys.stderr)
 
 
 def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
+    run = generate if args.checkpoint else train
     try:
-        if args.checkpoint:
-            generate(args)
-        else:
-            train(args)
+        run(args)
     except KeyboardInterrupt:
         fail("stopped; --resume goes on after the last whole epoch", 130)
+    except OSError as error:  # a folder that is there already or cannot be written, a full disk
+        fail(f"{error}; --out-dir names another folder")
 
 
 if __name__ == "__main__":
-    main()
+    main([] if "kernel_launcher" in sys.argv[0] else None)  # the flags of a notebook are not ours

@@ -37,7 +37,9 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from datetime import timedelta
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +49,6 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import accelerator, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms.functional import resize
 from torchvision.utils import save_image
@@ -55,49 +56,35 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "dcgan64_celeba"
+HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # what losses.png shows
+CACHE = HERE / "data" / "cache" if os.access(HERE, os.W_OK) else Path.home() / ".cache" / "gans"
 FACES = {"epochs": 48, "instance_noise": 0.5}  # settings for the cartoons, where none are given
 CELEBA = Path("celeba", "img_align_celeba")  # where torchvision has its pictures, in --data-dir
 
 
-def positive(text):
-    """A number above 0."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
-    return float(text)
-
-
-def non_negative(text):
-    """A number, at least 0."""
-    return 0.0 if float(text) == 0 else positive(text)
-
-
-def count(text):
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
-    return int(text)
-
-
 def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
-    add("--instance-noise", type=non_negative, default=0.0, help="std of noise on all D sees; faces: 0.5")
-    add("--noise-epochs", type=count, help="epochs over which that noise fades to 0; None: all")
-    add("--epochs", type=count, default=5, help="passes over the training images; faces: 48")
-    add("--lr-g", type=positive, default=2e-4, help="Adam's learning rate for the generator")
-    add("--lr-d", type=positive, default=2e-4, help="Adam's learning rate for the discriminator")
-    add("--batch-size", type=count, default=128, help="images per step")
-    add("--latent-dim", type=count, default=100, help="length of the noise vector z")
+    add("--instance-noise", type=float, default=0.0, help="std of noise on all D sees; faces: 0.5")
+    add("--noise-epochs", type=int, help="epochs over which that noise fades to 0; None: all")
+    add("--epochs", type=int, default=5, help="passes over the training images; faces: 48")
+    add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
+    add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminator")
+    add("--batch-size", type=int, default=128, help="images per step")
+    add("--latent-dim", type=int, default=100, help="length of the noise vector z")
     choices = ["celeba", "faces", "folder", "fashion_mnist", "mnist", "cifar10"]
     add("--dataset", choices=choices, help="None: celeba if it is there, else faces, which are cartoons")
-    add("--data-dir", default="data", help="where the data set, or your folder, is")
-    add("--limit", type=count, metavar="N", help="train on N of the images only, for a quick look")
-    add("--fid-every", type=count, metavar="K", help="every K epochs, measure samples with fid.py")
+    add("--data-dir", default=f"{HERE}/data", help="where the data set, or your folder, is")
+    add("--flip", action="store_true", help="mirror images at random, left to right")
+    add("--limit", type=int, metavar="N", help="train on N of the images only, for a quick look")
+    add("--fid-every", type=int, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on some processors")
     add("--seed", type=int, default=42, help="all randomness follows from it")
+    add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
-    add("--generate", type=count, metavar="N", help="no training: write N images, with --checkpoint")
+    add("--generate", type=int, metavar="N", help="no training: write N images, with --checkpoint")
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate uses")
 
 
@@ -177,9 +164,6 @@ def generator_loss(fake_logits):
 
 
 # %% Training step
-PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # metrics of a step, as in losses.png
-
-
 def bare(network):
     """The network itself, without the DistributedDataParallel around it if there is one."""
     return getattr(network, "module", network)
@@ -236,6 +220,12 @@ def build(args):
     }
 
 
+def mirrored(images):
+    """Each of the images (N, C, H, W) with probability 1/2 mirrored, left to right."""
+    keep = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return images.where(keep, images.flip(3))
+
+
 def join(args):
     """Join the processes that torchrun has started. Returns this one's rank, their number, and the images."""
     if "LOCAL_RANK" not in os.environ:
@@ -266,14 +256,13 @@ def train(args):
     if batch_size < 2 * world:
         fail("--batch-size, --limit: batch normalisation needs 2 images or more in a batch, for each process")
     parts = build(args)
-    generator = parts["generator"]
-    history = []  # the mean metrics of each epoch
+    generator, history = parts["generator"], []  # history has the mean metrics of each epoch
     if args.resume:
         history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
         parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
-        fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
+        fail(f"--epochs: {args.resume} has {len(history)} already; give more")
     players = parts | {name: share(parts[name], world) for name in ("generator", "discriminator")}
     if rank == 0:
         if args.fid_every:
@@ -281,9 +270,9 @@ def train(args):
 
             judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier
         folder = open_folder(args, f"runs/{SCRIPT}")
-        (folder / "samples").mkdir(exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
-        print(f"{args.dataset}: {len(images):,} images, on {args.device}, into {folder}")
+        steps = len(images) // batch_size * (args.epochs - len(history))
+        few = " (few: raise --epochs)" if steps < 1000 else ""
+        print(f"{args.dataset}: {len(images):,} images, {steps:,} steps{few}: {folder}", file=sys.stderr)
 
     for epoch in range(len(history) + 1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
@@ -295,6 +284,7 @@ def train(args):
         metrics, start = [], time.perf_counter()
         for batch in tqdm(batches, f"epoch {epoch}", leave=False, disable=rank > 0):
             real = images[batch.chunk(world)[rank]].to(args.device) / 127.5 - 1
+            real = mirrored(real) if args.flip else real
             metrics.append(train_step(**players, real=real, noise_std=noise_std, precision=args.precision))
 
         if rank > 0:
@@ -334,19 +324,17 @@ def read_dataset(args, train=True):
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
     except Exception as error:  # many types are possible
-        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
+        fail(f"--data-dir: no {args.dataset} in {args.data_dir}; yours need --dataset folder ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
 
 def read_sheets(args, pattern="train_??.webp"):
     """The cartoon faces (N, 3, 64, 64) of data/faces: a sheet has 32 rows of 32."""
     folder = Path(args.data_dir, "faces")
-    try:
-        sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
-        faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
-    except (OSError, ValueError) as error:
-        hint = "copy data/faces of the collection there, or give --dataset folder for pictures of your own"
-        fail(f"--data-dir: {folder} has no sheets of faces; {hint} ({error!r:.99})")
+    sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
+    if not sheets:
+        fail(f"--data-dir: {folder} has no sheets of faces; yours need --dataset folder")
+    faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
     return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
 
 
@@ -362,13 +350,14 @@ def sample(generator, z):
 
 def draw(generator, folder, epoch, args):
     """Write the samples of an epoch, always from the same z, interpolation.png and progress.gif."""
+    (folder / "samples").mkdir(exist_ok=True)
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(64, args.latent_dim, generator=rng)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
     t = torch.linspace(0, math.pi / 2, 10)[:, None]  # cos^2 + sin^2 = 1: each z on the arc is from N(0, I)
     walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # 8 walks, each (10, latent_dim)
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
-    paths = sorted((folder / "samples").glob("epoch_*.png"))
+    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
@@ -391,17 +380,18 @@ def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    numbered = (Path(parent, f"{number:03d}") for number in range(1, 1000))
-    folder = Path(args.out_dir or next(path for path in numbered if not path.exists()))
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        fail(f"--out-dir: {folder}: {error.strerror}; name a new folder")
-    return folder
+    for number in range(1, 10**6):
+        folder = Path(args.out_dir or f"{parent}/{number:03d}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # perhaps since a moment ago, by another run
+            if args.out_dir:
+                raise
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
+    """Write the checkpoint, first under another name, so that there is never half of one; and config.json."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
@@ -409,8 +399,18 @@ def save(parts, history, folder, args):
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
-    torch.save(checkpoint, folder / "checkpoint.tmp")
-    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
+    tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
+    try:
+        if args.keep_every and len(history) % args.keep_every == 0:
+            names = checkpoint.keys() & {"generator", "ema", "script", "settings"}
+            torch.save({name: checkpoint[name] for name in names}, alone)
+        torch.save(checkpoint, tmp)
+    except (OSError, RuntimeError) as error:  # a full disk can look like either
+        tmp.unlink(missing_ok=True)
+        alone.unlink(missing_ok=True)
+        fail(f"{folder} cannot be written, its checkpoint.pt is of the epoch before ({error!r:.99})", 1)
+    tmp.replace(folder / "checkpoint.pt")
+    (folder / "config.json").write_text(json.dumps(settings | {"torch": torch.__version__}, indent=2))
 
 
 def load_checkpoint(path, **modules):
@@ -435,83 +435,82 @@ def load_generator(path, device="cpu"):
 
 
 # %% Folders: pictures are decoded once, into a file
-SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
+def list_pictures(folder):
+    """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
+    files, visited = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        a_run = visited and {"config.json", "history.csv"} <= {*names}
+        if a_run or os.path.realpath(here) in visited:  # links can lead back up
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if name[0] != "."]
+        files += [Path(here, name) for name in names if name[0] != "."]
+    pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
+    others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
+    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)
+    return pictures
 
 
-def to_rgb(image):
-    """A picture of any mode in RGB: upright as EXIF says, 16 bits made 8, transparent parts white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey
-        image = image.point(lambda value: value / 257 + 0.5).convert("L")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def count_cores():
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def decode(path):
-    """The middle square of a picture, as the bytes of 64x64 RGB pixels; none if it cannot be read."""
+def decode(path, size):
+    """The middle square of a picture, upright and on white: bytes (3, size, size); None if it is damaged."""
     try:
         with Image.open(path) as image:
-            return ImageOps.fit(to_rgb(image), (64, 64), Image.Resampling.BILINEAR).tobytes()
-    except Exception:  # many types are possible
-        return b""
-
-
-def decode_all(paths, cache):
-    """Write the pixels of all pictures that can be read into the file `cache`, and name the others."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    unreadable, partial = [], cache.with_suffix(f".{os.getpid()}")
-    # Processes decode, because threads would wait for Python's lock.
-    pictures = DataLoader(paths, batch_size=None, collate_fn=decode, num_workers=count_cores())
-    try:
-        with open(partial, "wb") as file:
-            for path, pixels in zip(paths, tqdm(pictures, "decoding", unit=" pictures")):
-                file.write(pixels)
-                if not pixels:
-                    unreadable.append(str(path))
-        if len(unreadable) < len(paths):
-            partial.replace(cache)
-    finally:
-        partial.unlink(missing_ok=True)
-    if unreadable and cache.exists():
-        names = ", ".join(unreadable[:5])
-        tqdm.write(f"{len(unreadable)} of {len(paths)} files cannot be read: {names}", file=sys.stderr)
+            image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":  # grey, in 16 bits or as floats from 0 to 1
+            levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
+            image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
+        image = ImageOps.fit(image.convert("RGBA"), (size, size), Image.Resampling.BILINEAR)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return np.asarray(image).transpose(2, 0, 1)
+    except Exception as error:  # many types are possible
+        tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
 
 
 def map_folder(args):
-    """Pictures as bytes (N, 3, 64, 64), mapped into memory from a file in data/cache, decoded once."""
-    folder = Path(args.data_dir, CELEBA if args.dataset == "celeba" else "").resolve()
+    """Pictures as bytes (N, 3, 64, 64), mapped into memory from a file in CACHE: they may be many."""
+    folder = Path(args.data_dir, CELEBA if args.dataset == "celeba" else "")
     try:
         if args.dataset == "celeba" and not folder.is_dir():
             datasets.CelebA(args.data_dir, download=True)
     except Exception as error:  # many types are possible
         hint = "unpack img_align_celeba.zip there yourself, or take --dataset faces or folder"
-        fail(f"--data-dir: no {folder}; a quota often stops the download: {hint} ({error!r:.99})")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    paths = [path for path in paths if not any(name[0] == "." for name in path.relative_to(folder).parts)]
+        fail(f"--data-dir: no {folder}; a quota often stops the download: {hint} ({error!r:.300})")
+    paths = list_pictures(folder)
     torch.manual_seed(args.seed)
     paths = [paths[number] for number in sorted(torch.randperm(len(paths))[: args.limit].tolist())]
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    cache = Path("data", "cache", f"{hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}.uint8")
-    if paths and not cache.exists():
-        decode_all(paths, cache)
+    cache = CACHE / f"{hashlib.sha256(repr(stats).encode()).hexdigest()[:16]}.uint8"
     if not cache.exists():
-        fail(f"--data-dir: no picture to read in {folder}; give a folder with {', '.join(SUFFIXES)}")
-    images = torch.from_file(str(cache), size=cache.stat().st_size, dtype=torch.uint8)
-    return images.view(-1, 64, 64, 3).permute(0, 3, 1, 2)
+        decode_all(paths, cache)
+    images = torch.from_file(str(cache), size=cache.stat().st_size, dtype=torch.uint8).view(-1, 3, 64, 64)
+    if args.resume and args.images != len(images):
+        print(f"pictures have come or gone: there were {args.images:,}, now there are {len(images):,}")
+    args.images = len(images)  # into the checkpoint
+    return images
+
+
+def decode_all(paths, cache):
+    """Write the pixels of all pictures that can be read into the file `cache`."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    tmp = cache.with_suffix(f".{os.getpid()}")  # another process may decode the same
+    try:
+        with ThreadPool(min(8, os.cpu_count() or 1)) as pool, open(tmp, "wb") as file:
+            for image in tqdm(pool.imap(lambda path: decode(path, 64), paths), "decoding", len(paths)):
+                if image is not None:
+                    file.write(image.tobytes())
+        if tmp.stat().st_size == 0:
+            fail("--data-dir: all pictures are damaged; give others")
+        tmp.replace(cache)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 # %% Command line
 def parse_args(argv=None):
     """The settings: a flag that is given, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description = __doc__.split("\n")[0]
+    parser.description = (__doc__ or "").split("\n")[0]  # none under python -OO
     parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)  # a first look, for --resume and the like
@@ -525,7 +524,11 @@ def parse_args(argv=None):
         if dataset == "faces":
             parser.set_defaults(**FACES)
     args = parser.parse_args(argv)  # with the new defaults
-    if args.fid_every and not args.checkpoint and not Path(__file__).with_name("fid.py").exists():
+    for name, value in vars(args).items():
+        least = 0 if isinstance(value, float) or name == "seed" else 1
+        if type(value) in (int, float) and not least <= value < math.inf:
+            fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
+    if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
@@ -546,20 +549,20 @@ def generate(args):
     z = torch.randn(args.generate, generator.latent_dim)
     for number, image in enumerate(sample(generator, z)):
         save_image(image, folder / f"{number:05d}.png")
-    print(f"{args.generate} images in {folder}")
+    print(f"{args.generate} images in {folder}", file=sys.stderr)
 
 
 def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
+    run = generate if args.checkpoint else train
     try:
-        if args.checkpoint:
-            generate(args)
-        else:
-            train(args)
+        run(args)
     except KeyboardInterrupt:
         fail("stopped; --resume goes on after the last whole epoch", 130)
+    except OSError as error:  # a folder that is there already or cannot be written, a full disk
+        fail(f"{error}; --out-dir names another folder")
 
 
 if __name__ == "__main__":
-    main()
+    main([] if "kernel_launcher" in sys.argv[0] else None)  # the flags of a notebook are not ours

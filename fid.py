@@ -31,12 +31,13 @@ al. 2019, 1904.06991 (precision, recall); Salimans et al. 2016, 1606.03498 (Ince
 
 import argparse
 import hashlib
-import inspect
 import json
 import math
 import os
 import random
 import sys
+from collections import Counter
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,6 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import accelerator, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.models import inception
 from torchvision.transforms.functional import resize
@@ -321,10 +321,11 @@ def inception_score(logits, splits=10):
 
 # %% Reading images
 SCRIPT = "fid"
+HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
+CACHE = HERE / "data" / "cache" if os.access(HERE, os.W_OK) else Path.home() / ".cache" / "gans"
 DATASETS = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
 TEN_CLASSES = ["mnist", "fashion_mnist"]
 LABELLED = [*TEN_CLASSES, "faces"]  # what --features classifier knows
-SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"
 
 
 def fail(message, status=2):
@@ -389,55 +390,66 @@ def open_images(path, args):
     if name in [*DATASETS, "faces"] and split in ("", "train", "test"):
         images, _ = images_and_labels(name, args.data_dir, train=split != "test")
     elif Path(path).is_dir():
-        images = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES)
+        images = list_pictures(path)
     else:
         fail(f"{path}: give a folder, a .npz file, or a data set: {', '.join([*DATASETS, 'faces'])}[:test]")
     order = torch.randperm(len(images), generator=stream("images"))[: args.num_images]
     least = 4 if args.neighbours or "pr" in args.metrics else 2  # three neighbours of each
     if len(order) < least:
-        fail(f"{path}, --num-images: {len(order)} images; take {least} or more, of {', '.join(SUFFIXES)}")
+        fail(f"{path}, --num-images: {len(order)} images; take {least} or more")
     images = images[order] if torch.is_tensor(images) else [images[number] for number in order.tolist()]
     return ImageSet(path, images)
 
 
-def to_rgb(image):
-    """A picture of any mode in RGB: upright as EXIF says, 16 bits made 8, transparent parts white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey
-        image = image.point(lambda value: value / 257 + 0.5).convert("L")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+def list_pictures(folder):
+    """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
+    files, visited = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        a_run = visited and {"config.json", "history.csv"} <= {*names}
+        if a_run or os.path.realpath(here) in visited:  # links can lead back up
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if name[0] != "."]
+        files += [Path(here, name) for name in names if name[0] != "."]
+    pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
+    others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
+    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)
+    return pictures
 
 
-def count_cores():
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+def decode(path, size):
+    """A picture, upright and on white, as bytes (3, H, W); of `size`, its middle square; None if damaged."""
+    try:
+        with Image.open(path) as image:
+            image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":  # grey, in 16 bits or as floats from 0 to 1
+            levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
+            image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
+        size = (size, size) if size else image.size
+        image = ImageOps.fit(image.convert("RGBA"), size, Image.Resampling.BILINEAR)
+        image = Image.alpha_composite(Image.new("RGBA", size, "white"), image).convert("RGB")
+        return np.asarray(image).transpose(2, 0, 1)
+    except Exception as error:  # many types are possible
+        tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
 
 
-def read_all(paths):
-    """Arrays (N, H, W, 3), one if all sizes are equal; or the name of the first file that cannot be read."""
-    images = []
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                images.append(np.asarray(to_rgb(image))[None])
-        except Exception:  # many types are possible
-            return str(path)
-    return [np.concatenate(images)] if len({image.shape for image in images}) == 1 else images
-
-
-def batches(images, size):
-    """Lists of uint8 tensors (N, C, H, W), `size` images a list; other processes read the files ahead."""
-    if torch.is_tensor(images):
-        for batch in images.split(size):
+def batches(image_set, args):
+    """Lists of uint8 tensors (N, C, H, W), a batch in each; the ImageSet loses files that cannot be read."""
+    if torch.is_tensor(image_set.images):
+        for batch in image_set.images.split(args.batch_size):
             yield [batch]
-    else:
-        for arrays in DataLoader(images, size, num_workers=min(8, count_cores()), collate_fn=read_all):
-            if isinstance(arrays, str):
-                fail(f"{arrays}: cannot be read as an image; replace or remove it")
-            yield [torch.from_numpy(array).permute(0, 3, 1, 2) for array in arrays]
+        return
+    paths, image_set.images = image_set.images, []
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(paths), args.batch_size):
+            chunk = paths[start : start + args.batch_size]
+            decoded = dict(zip(chunk, pool.map(lambda path: decode(path, args.image_size), chunk)))
+            image_set.images += [path for path in chunk if decoded[path] is not None]
+            images = [torch.tensor(image)[None] for image in decoded.values() if image is not None]
+            if images:
+                yield [torch.cat(images)] if len({image.shape for image in images}) == 1 else images
+    image_set.count = len(image_set.images)
 
 
 @torch.inference_mode()
@@ -445,11 +457,13 @@ def measure(image_set, network, weights, args):
     """Fill in what the network finds in an ImageSet, and return it; `weights` is their hash."""
     features, logits = [], []
     steps = math.ceil(image_set.count / args.batch_size)
-    for batch in tqdm(batches(image_set.images, args.batch_size), image_set.path, steps):
+    for batch in tqdm(batches(image_set, args), image_set.path, steps):
         prepared = torch.cat([network.prepare(images.to(args.device)) for images in batch])
         batch_features, batch_logits = network(prepared)
         features.append(batch_features)
         logits.append(batch_logits)
+    if image_set.count < 2:
+        fail(f"{image_set.path}: too few images can be read")
     features = torch.cat(features)
     mu, sigma = moments(features.cpu() if args.device.startswith("mps") else features)  # mps has no float64
     image_set.mu, image_set.sigma, image_set.weights = mu.cpu(), sigma.cpu(), weights
@@ -457,8 +471,8 @@ def measure(image_set, network, weights, args):
     if not image_set.sigma.isfinite().all():
         fail(f"{image_set.path}: features are not finite; give the weights of this network")
     if image_set.count < network.size:
-        few = f"{image_set.count} images are fewer than the {network.size} features"
-        tqdm.write(f"{image_set.path}: {few}, so the distance will be far too large", file=sys.stderr)
+        text = f"fewer images than the {network.size} features; the distance will be far too large"
+        tqdm.write(f"{image_set.path}: {text}", file=sys.stderr)
     return image_set
 
 
@@ -469,7 +483,7 @@ def show_neighbours(path, first, second, count=16):
         if torch.is_tensor(images):
             image = images[number].expand(3, -1, -1)
         else:
-            image = torch.from_numpy(read_all([images[number]])[0][0]).permute(2, 0, 1)
+            image = torch.tensor(decode(images[number], None))
         return resize(image, [64, 64], antialias=True) / 255
 
     squares = torch.cat([*squared_distances(second.features[:count], first.features)])
@@ -509,7 +523,6 @@ def save_stats(path, stats):
 RELEASE = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
 RELEASED = "6726825d"  # the first digits of the SHA-256 of the released weights
 WEIGHTS = f"pt_inception-2015-12-05-{RELEASED}.pth"
-CACHE = Path("data", "cache")  # trained classifiers
 
 
 def load_weights(network, path):
@@ -517,8 +530,7 @@ def load_weights(network, path):
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # many types are possible
-        reason = " ".join(str(error).split())
-        fail(f"{path}: not weights of this network; remove it, or take {RELEASE}{WEIGHTS} ({reason:.200})")
+        fail(f"{path}: not weights of this network; remove it, or take {RELEASE}{WEIGHTS} ({error!r:.200})")
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:8]
 
 
@@ -545,18 +557,23 @@ def load_classifier(name, data_dir, device):
     with torch.random.fork_rng(devices=[]):  # leaves the caller's random numbers alone
         torch.manual_seed(0)
         network = DigitClassifier() if name in TEN_CLASSES else FaceClassifier((labels.amax(0) + 1).tolist())
-    # Its name changes with the code and the data that it comes from.
-    code = [inspect.getsource(code) for code in (Classifier, type(network), train_classifier)]
-    key = hashlib.sha256("".join(code).encode() + images.numpy().tobytes() + labels.numpy().tobytes())
+    if labels.amax() >= sum(network.classes):
+        fail(f"--data-dir: {name} there has {labels.amax() + 1} classes; its classifier has 10")
+    # Its name changes with the network and the data that it comes from.
+    key = hashlib.sha256(repr(network).encode() + images.numpy().tobytes() + labels.numpy().tobytes())
     cache = CACHE / f"classifier-{name}-{key.hexdigest()[:12]}.pt"
     if not cache.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
         tqdm.write(f"training a classifier of {name}, once; it is kept in {CACHE}", file=sys.stderr)
         epochs = 4 if name in TEN_CLASSES else 10
         train_classifier(network.to(device), images.to(device), labels.to(device), epochs)
-        CACHE.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{os.getpid()}")  # so that there is never half of one
-        torch.save(network.state_dict(), partial)
-        partial.replace(cache)
+        tmp = cache.with_suffix(f".{os.getpid()}")  # so that there is never half of one
+        try:
+            torch.save(network.state_dict(), tmp)
+            tmp.replace(cache)
+        except (OSError, RuntimeError) as error:  # a full disk can look like either
+            tmp.unlink(missing_ok=True)
+            fail(f"{cache} cannot be written ({error!r:.150})")
     weights = load_weights(network, cache)
     return network.eval(), f"{name} classifier {weights}"
 
@@ -654,13 +671,6 @@ def track(judge, draw, folder, epoch, count=10_000):
 
 
 # %% Command line
-def count(text):
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
-    return int(text)
-
-
 def add_flags(add):
     """The flags; `add` is argparse's parser.add_argument."""
     names = ", ".join([*DATASETS, "faces"])
@@ -671,27 +681,31 @@ def add_flags(add):
     add("--neighbours", metavar="OUT.png", help="draw images of PATH 2, and below each the nearest of PATH 1")
     add("--features", choices=["inception", "classifier"], default="inception", help="what to compare")
     add("--dataset", choices=LABELLED, help="whose classifier; None: that of the PATHs")
-    add("--data-dir", default="data", help="where the data sets are")
+    add("--data-dir", default=f"{HERE}/data", help="where the data sets are")
     add("--weights", metavar="FILE", help=f"a file {WEIGHTS}; None: torch.hub's, downloaded if it is missing")
-    add("--num-images", type=count, metavar="N", help="take N images of each path at random")
-    add("--batch-size", type=count, default=50, help="images per step")
+    add("--image-size", type=int, metavar="N", help="of files, take the middle square, NxN, as in training")
+    add("--num-images", type=int, metavar="N", help="take N images of each path at random")
+    add("--batch-size", type=int, default=50, help="images per step")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
     add("--json", action="store_true", help="print one JSON object")
 
 
 def check_new(flag, path, suffix):
-    """A file to be written must not be there, but its folder must."""
-    if Path(path).suffix != suffix or Path(path).exists() or not Path(path).parent.is_dir():
+    """A file to be written must not be there, but its folder must, and let us write."""
+    if Path(path).suffix != suffix or Path(path).exists() or not os.access(Path(path).parent, os.W_OK):
         fail(f"{flag}: {path}: name a new file that ends in {suffix}, in a folder that is there")
 
 
 def parse_args(argv=None):
     """The settings, checked."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description = __doc__.split("\n")[0]
+    parser.description = (__doc__ or "").split("\n")[0]  # none under python -OO
     parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if type(value) is int and value < 1:
+            fail(f"--{name.replace('_', '-')}: give a whole number above 0")
     if len(args.paths) != (0 if args.save_stats else 2) or (args.save_stats and args.neighbours):
         fail("give two paths to compare, or --save-stats PATH OUT.npz alone")
     if args.save_stats:
@@ -760,11 +774,12 @@ def show(result):
 def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32 in convolutions, too
-    # All paths before the network, which may take minutes to train or to fetch.
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's cannot
+        sys.stdout.reconfigure(errors="replace")  # names that a terminal cannot print
     sets = [load_stats(path) if path.endswith(".npz") else open_images(path, args) for path in args.paths]
     to_measure = [image_set for image_set in sets if image_set.count]
     if to_measure:
-        network, weights = load_network(args)
+        network, weights = load_network(args)  # which may take minutes to train or to fetch
     for image_set in to_measure:
         measure(image_set, network, weights, args)
     if args.save_stats:
@@ -781,4 +796,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    main([] if "kernel_launcher" in sys.argv[0] else None)  # the flags of a notebook are not ours

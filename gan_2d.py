@@ -46,50 +46,34 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "gan_2d"
+HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["gradient"], ["modes"], ["near", "sliced", "js"]]
 LOSSES = ["non-saturating", "minimax", "least-squares", "wasserstein-gp", "relativistic"]
 BY_LOSS = {"wasserstein-gp": {"d_steps": 5, "penalty_weight": 10.0}, "relativistic": {"penalty_weight": 1.0}}
-
-
-def positive(text):
-    """A number above 0."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
-    return float(text)
-
-
-def non_negative(text):
-    """A number, at least 0."""
-    return 0.0 if float(text) == 0 else positive(text)
-
-
-def count(text):
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
-    return int(text)
 
 
 def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
     add("--loss", choices=LOSSES, default="non-saturating", help="the rules of the game")
-    add("--d-steps", type=count, default=1, help="steps of D for one of G; wasserstein-gp: 5")
-    add("--penalty-weight", type=non_negative, default=0.0, help="of that on D's slope; default by --loss")
-    add("--beta1", type=non_negative, default=0.5, help="Adam's momentum, below 1")
-    add("--beta2", type=non_negative, default=0.999, help="Adam's memory for the size of gradients, below 1")
-    add("--width", type=count, default=128, help="units in each of the two hidden layers")
-    add("--steps", type=count, default=40, help="steps of G in an epoch, each on new points")
-    add("--epochs", type=count, default=60, help="how often to train for that long, then measure and draw")
-    add("--lr-g", type=positive, default=1e-3, help="Adam's learning rate for the generator")
-    add("--lr-d", type=positive, default=2e-3, help="Adam's learning rate for the discriminator")
-    add("--batch-size", type=count, default=256, help="points per step")
-    add("--latent-dim", type=count, default=2, help="length of the noise vector z")
+    add("--d-steps", type=int, default=1, help="steps of D for one of G; wasserstein-gp: 5")
+    add("--penalty-weight", type=float, default=0.0, help="of that on D's slope; default by --loss")
+    add("--beta1", type=float, default=0.5, help="Adam's momentum, below 1")
+    add("--beta2", type=float, default=0.999, help="Adam's memory for the size of gradients, below 1")
+    add("--width", type=int, default=128, help="units in each of the two hidden layers")
+    add("--steps", type=int, default=40, help="steps of G in an epoch, each on new points")
+    add("--epochs", type=int, default=60, help="how often to train for that long, then measure and draw")
+    add("--lr-g", type=float, default=1e-3, help="Adam's learning rate for the generator")
+    add("--lr-d", type=float, default=2e-3, help="Adam's learning rate for the discriminator")
+    add("--batch-size", type=int, default=256, help="points per step")
+    add("--latent-dim", type=int, default=2, help="length of the noise vector z")
     datasets = ["ring", "grid", "spiral", "lines"]
     add("--dataset", choices=datasets, default="ring", help="lines: G learns one number; see landscape.png")
     add("--device", default="cpu", help="cpu, the quickest for networks this small, auto, cuda, mps, ...")
     add("--seed", type=int, default=42, help="all randomness follows from it")
+    add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
-    add("--generate", type=count, metavar="N", help="no training: write N points, with --checkpoint")
+    add("--generate", type=int, metavar="N", help="no training: write N points, with --checkpoint")
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate uses")
 
 
@@ -164,10 +148,6 @@ def penalty(discriminator, real, fake, loss):
 
 
 # %% Training step
-STEP_PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["gradient"]]  # a step's metrics
-PANELS = [*STEP_PANELS, ["modes"], ["near", "sliced", "js"]]  # of losses.png; the last are measured
-
-
 def train_step(generator, discriminator, optimizer_g, optimizer_d, real, loss, d_steps=1, penalty_weight=0.0):
     """The paper's algorithm 1: d_steps steps of D, then one of G. Returns the metrics.
 
@@ -241,11 +221,9 @@ def train(args):
         parts["optimizer_g"].param_groups[0].update(lr=args.lr_g, betas=betas)
         parts["optimizer_d"].param_groups[0].update(lr=args.lr_d, betas=betas)
     if len(history) >= args.epochs:
-        fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
+        fail(f"--epochs: {args.resume} has {len(history)} already; give more")
     folder = open_folder(args, f"runs/{SCRIPT}")
-    (folder / "samples").mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
-    print(f"{args.steps} steps an epoch, on {args.device}, into {folder}")
+    print(f"{args.steps} steps an epoch, on {args.device}: {folder}", file=sys.stderr)
     rules = {"loss": args.loss, "d_steps": args.d_steps, "penalty_weight": args.penalty_weight}
     torch.manual_seed(args.seed)
     z, shown = torch.randn(50_000, generator.latent_dim), clusters.draw(5000)  # to measure and to draw
@@ -371,6 +349,7 @@ def draw(discriminator, fakes, real, clusters, folder, epoch, loss):
     Blue is real, red fake, white between, and on the right grey where there are no points. Real points are
     black, fakes yellow. Arrows show where D's gradient sends 60 of them, the longer the steeper it is.
     """
+    (folder / "samples").mkdir(exist_ok=True)
     p, q, edges = plane(fakes, clusters, blur=clusters.std)
     middle = (edges[1:] + edges[:-1]) / 2
     everywhere = torch.cartesian_prod(middle, middle).flip(1)  # (x, y), row by row
@@ -406,7 +385,7 @@ def draw(discriminator, fakes, real, clusters, folder, epoch, loss):
 
 def film(folder):
     """Write progress.gif, of at most 100 pictures, the last of which stays for two seconds."""
-    paths = sorted((folder / "samples").glob("epoch_*.png"))
+    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
     frames = [Image.open(path).convert("RGB") for path in paths[:: math.ceil(len(paths) / 100)]]
     pauses = [200] * (len(frames) - 1) + [2000]
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=pauses, loop=0)
@@ -469,17 +448,18 @@ def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    numbered = (Path(parent, f"{number:03d}") for number in range(1, 1000))
-    folder = Path(args.out_dir or next(path for path in numbered if not path.exists()))
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        fail(f"--out-dir: {folder}: {error.strerror}; name a new folder")
-    return folder
+    for number in range(1, 10**6):
+        folder = Path(args.out_dir or f"{parent}/{number:03d}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # perhaps since a moment ago, by another run
+            if args.out_dir:
+                raise
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
+    """Write the checkpoint, first under another name, so that there is never half of one; and config.json."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
@@ -487,8 +467,18 @@ def save(parts, history, folder, args):
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
-    torch.save(checkpoint, folder / "checkpoint.tmp")
-    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
+    tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
+    try:
+        if args.keep_every and len(history) % args.keep_every == 0:
+            names = checkpoint.keys() & {"generator", "ema", "script", "settings"}
+            torch.save({name: checkpoint[name] for name in names}, alone)
+        torch.save(checkpoint, tmp)
+    except (OSError, RuntimeError) as error:  # a full disk can look like either
+        tmp.unlink(missing_ok=True)
+        alone.unlink(missing_ok=True)
+        fail(f"{folder} cannot be written, its checkpoint.pt is of the epoch before ({error!r:.99})", 1)
+    tmp.replace(folder / "checkpoint.pt")
+    (folder / "config.json").write_text(json.dumps(settings | {"torch": torch.__version__}, indent=2))
 
 
 def load_checkpoint(path, **modules):
@@ -516,7 +506,7 @@ def load_generator(path, device="cpu"):
 def parse_args(argv=None):
     """The settings: a flag that is given, else the loss's default, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description = __doc__.split("\n")[0]
+    parser.description = (__doc__ or "").split("\n")[0]  # none under python -OO
     parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)  # a first look, for --resume and the like
@@ -526,6 +516,10 @@ def parse_args(argv=None):
         parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     parser.set_defaults(**BY_LOSS.get(args.loss, {}))
     args = parser.parse_args(argv)  # with the new defaults
+    for name, value in vars(args).items():
+        least = 0 if isinstance(value, float) or name == "seed" else 1
+        if type(value) in (int, float) and not least <= value < math.inf:
+            fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
@@ -543,20 +537,20 @@ def generate(args):
     points = sample(generator, torch.randn(args.generate, generator.latent_dim))
     rows = [f"{x:.6g},{y:.6g}" for x, y in points.tolist()]
     (folder / "points.csv").write_text("\n".join(["x,y", *rows]) + "\n")
-    print(f"{args.generate} points in {folder}")
+    print(f"{args.generate} points in {folder}", file=sys.stderr)
 
 
 def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
+    run = generate if args.checkpoint else train
     try:
-        if args.checkpoint:
-            generate(args)
-        else:
-            train(args)
+        run(args)
     except KeyboardInterrupt:
         fail("stopped; --resume goes on after the last whole epoch", 130)
+    except OSError as error:  # a folder that is there already or cannot be written, a full disk
+        fail(f"{error}; --out-dir names another folder")
 
 
 if __name__ == "__main__":
-    main()
+    main([] if "kernel_launcher" in sys.argv[0] else None)  # the flags of a notebook are not ours

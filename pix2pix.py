@@ -25,18 +25,21 @@ the mean difference from the target; `sharpness` is how much neighbouring pixels
 target's. Try --gan-weight 0, which leaves L1 alone: which of the two gets better, and which gets worse?
 
 Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: small
-pictures, patches and networks; batches of 32; no random crops or mirroring; rates that fall to 0, as in the
-authors' later code; in samples no dropout, and batch normalisation's running averages.
+pictures, patches and networks; batches of 32; no random crops, and mirroring only with --flip; rates that
+fall to 0, as in the authors' later code; in samples no dropout, and batch normalisation's running averages.
 """
 
 import argparse
-import functools
+import contextlib
 import hashlib
 import json
 import math
+import os
 import sys
 import time
 import zlib
+from collections import Counter
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +48,6 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import accelerator, nn
-from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms.functional import resize
 from torchvision.utils import save_image
@@ -53,59 +55,45 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "pix2pix"
-
-
-def positive(text):
-    """A number above 0."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
-    return float(text)
-
-
-def non_negative(text):
-    """A number, at least 0."""
-    return 0.0 if float(text) == 0 else positive(text)
-
-
-def count(text):
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
-    return int(text)
+HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
+CACHE = HERE / "data" / "cache" if os.access(HERE, os.W_OK) else Path.home() / ".cache" / "gans"
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["l1", "error"], ["sharpness"]]  # what losses.png shows
 
 
 def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
-    add("--l1-weight", type=non_negative, default=100.0, help="weight of L1; 0: the GAN alone")
-    add("--gan-weight", type=non_negative, default=1.0, help="weight of the GAN's loss; 0: L1 alone")
+    add("--l1-weight", type=float, default=100.0, help="weight of L1; 0: the GAN alone")
+    add("--gan-weight", type=float, default=1.0, help="weight of the GAN's loss; 0: L1 alone")
     add("--no-skips", action="store_true", help="G without the skips that make it a U-Net")
-    add("--dropout", type=non_negative, default=0.5, help="share of dropout in G")
+    add("--dropout", type=float, default=0.5, help="share of dropout in G")
     add("--patch-layers", type=int, choices=[1, 2, 3], help="D's patches: 16, 34, 70 pixels; None: by size")
     add("--norm", choices=["batch", "instance"], default="batch", help="normalisation in both networks")
-    add("--width", type=count, default=32, help="channels of G's first layer; other layers have more")
+    add("--width", type=int, default=32, help="channels of G's first layer; other layers have more")
     tasks = ["mosaic", "outline", "grey", "lines"]
     add("--task", choices=tasks, help="how A is made from B; None: lines for faces, mosaic for digits")
     add("--direction", choices=["a2b", "b2a"], default="a2b", help="which is the input, and which the target")
     add("--image-size", type=int, choices=[32, 64, 128, 256], help="pixels; None: 32 for digits, else 64")
-    add("--decay", type=non_negative, default=0.5, help="share of the run in which the rates fall to 0")
-    add("--epochs", type=count, default=10, help="passes over the training pairs")
-    add("--lr-g", type=positive, default=2e-4, help="Adam's learning rate for the generator")
-    add("--lr-d", type=positive, default=2e-4, help="Adam's learning rate for the discriminator")
-    add("--batch-size", type=count, default=32, help="pairs per step")
+    add("--decay", type=float, default=0.5, help="share of the run in which the rates fall to 0")
+    add("--epochs", type=int, default=10, help="passes over the training pairs")
+    add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
+    add("--lr-d", type=float, default=2e-4, help="Adam's learning rate for the discriminator")
+    add("--batch-size", type=int, default=32, help="pairs per step")
     names = ["mnist", "fashion_mnist", "faces", "folder"]
     add("--dataset", choices=names, default="mnist", help="folder: your own A and B; with --task, your own B")
-    add("--data-dir", default="data", help="where it is; folder: has trainA and trainB, A and B, or train")
+    add("--data-dir", default=f"{HERE}/data", help="folder: has trainA and trainB, A and B, or train")
     add("--folder-a", metavar="FOLDER", help="with --dataset folder: A, wherever it is")
     add("--folder-b", metavar="FOLDER", help="with --dataset folder: B, with the same names")
-    add("--limit", type=count, metavar="N", help="use N pairs only, for a quick look")
-    add("--fid-every", type=count, metavar="K", help="every K epochs, measure test pictures with fid.py")
+    add("--flip", action="store_true", help="mirror pictures at random, left to right")
+    add("--limit", type=int, metavar="N", help="use N pairs only, for a quick look")
+    add("--fid-every", type=int, metavar="K", help="every K epochs, measure test pictures with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on some processors")
     add("--seed", type=int, default=42, help="all randomness follows from it")
+    add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
-    add("--generate", type=count, metavar="N", help="no training: translate the first N test pictures")
-    add("--translate", metavar="FOLDER", help="no training: translate your own pictures")
+    add("--generate", type=int, metavar="N", help="no training: translate the first N test pictures")
+    add("--translate", metavar="PATH", help="no training: translate your picture, or those of a folder")
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate and --translate use")
 
 
@@ -223,15 +211,7 @@ def generator_loss(fake_logits):
     return F.binary_cross_entropy_with_logits(fake_logits, torch.ones_like(fake_logits))
 
 
-def l1_loss(fake, b):
-    """The second part of L_G, E|b - G(a)|, a mean over all pixels."""
-    return (b - fake).abs().mean()
-
-
 # %% Training step
-PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["l1", "error"], ["sharpness"]]  # as in losses.png
-
-
 def train_step(generator, discriminator, optimizer_g, optimizer_d, a, b, l1_weight, gan_weight, precision):
     """One step of D, then one of G, on pairs a and b (N, C, S, S) in [-1, 1]. Returns the metrics."""
     bf16 = precision == "bf16"
@@ -252,7 +232,7 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, a, b, l1_weig
 
     # G learns to fool the updated D, which is frozen now, and to come close to b.
     discriminator.requires_grad_(False)
-    g_loss, l1 = generator_loss(judge(fake)), l1_loss(fake, b)
+    g_loss, l1 = generator_loss(judge(fake)), F.l1_loss(fake, b)
     optimizer_g.zero_grad()
     (gan_weight * g_loss + l1_weight * l1).backward()
     optimizer_g.step()
@@ -313,15 +293,15 @@ def train(args):
     if args.resume:
         history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
     if len(history) >= args.epochs:
-        fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
+        fail(f"--epochs: {args.resume} has {len(history)} already; give more")
     if args.fid_every:
         import fid
 
         judge = fid.Judge(args.dataset, b, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
-    (folder / "samples").mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
-    print(f"{len(b):,} pairs, on {args.device}, into {folder}")
+    steps = len(b) // batch_size * (args.epochs - len(history))
+    few = " (few: raise --epochs)" if steps < 1000 else ""
+    print(f"{len(b):,} pairs, {steps:,} steps{few}, on {args.device}: {folder}", file=sys.stderr)
 
     options = {name: vars(args)[name] for name in ("l1_weight", "gan_weight", "precision")}
     for epoch in range(len(history) + 1, args.epochs + 1):
@@ -334,6 +314,9 @@ def train(args):
             for name, rate in ("optimizer_g", args.lr_g), ("optimizer_d", args.lr_d):
                 parts[name].param_groups[0]["lr"] = rate * min(1, left / max(args.decay, 1e-9))
             pair = {"a": a[batch] / 127.5 - 1, "b": b[batch] / 127.5 - 1}
+            if args.flip:  # both of a pair, or none
+                keep = torch.rand(len(batch), 1, 1, 1, device=args.device) < 0.5
+                pair = {side: images.where(keep, images.flip(3)) for side, images in pair.items()}
             metrics.append(train_step(**parts, **pair, **options))
 
         means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}
@@ -372,21 +355,21 @@ def sample(generator, images, dropout=False):
 def measure(generator, a, b):
     """How far outputs for test pictures a are from the targets b (both bytes), and how sharp they are."""
     output, target = sample(generator, a / 255), b / 255
-    sharpness = (
-        output.diff().abs().mean() / target.diff().abs().mean()
-    )  # of pixels and their right neighbours
+    # Pixels differ from their right neighbours: by how much, compared to the targets?
+    sharpness = output.diff().abs().mean() / target.diff().abs().mean()
     return {"error": (output - target).abs().mean().item(), "sharpness": sharpness.item()}
 
 
 def draw(generator, test_a, test_b, folder, epoch):
     """Write the samples of an epoch, rows of inputs, outputs and targets; variants.png; progress.gif."""
+    (folder / "samples").mkdir(exist_ok=True)
     a, b = test_a[:10] / 255, test_b[:10] / 255
     grid = in_colour(a, sample(generator, a), b)
     save_image(grid, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=len(a))
     variants = torch.stack([sample(generator, a[:5], dropout=True) for _ in range(6)])  # (6, N, C, S, S)
     columns = in_colour(a[:5], *variants, 2 * variants.std(0, correction=0)).unflatten(0, (8, -1))
     save_image(columns.transpose(0, 1).flatten(0, 1), folder / "variants.png", nrow=8)  # each row: an input
-    paths = sorted((folder / "samples").glob("epoch_*.png"))
+    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
@@ -415,17 +398,18 @@ def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    numbered = (Path(parent, f"{number:03d}") for number in range(1, 1000))
-    folder = Path(args.out_dir or next(path for path in numbered if not path.exists()))
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        fail(f"--out-dir: {folder}: {error.strerror}; name a new folder")
-    return folder
+    for number in range(1, 10**6):
+        folder = Path(args.out_dir or f"{parent}/{number:03d}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # perhaps since a moment ago, by another run
+            if args.out_dir:
+                raise
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
+    """Write the checkpoint, first under another name, so that there is never half of one; and config.json."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
@@ -433,8 +417,18 @@ def save(parts, history, folder, args):
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
-    torch.save(checkpoint, folder / "checkpoint.tmp")
-    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
+    tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
+    try:
+        if args.keep_every and len(history) % args.keep_every == 0:
+            names = checkpoint.keys() & {"generator", "ema", "script", "settings"}
+            torch.save({name: checkpoint[name] for name in names}, alone)
+        torch.save(checkpoint, tmp)
+    except (OSError, RuntimeError) as error:  # a full disk can look like either
+        tmp.unlink(missing_ok=True)
+        alone.unlink(missing_ok=True)
+        fail(f"{folder} cannot be written, its checkpoint.pt is of the epoch before ({error!r:.99})", 1)
+    tmp.replace(folder / "checkpoint.pt")
+    (folder / "config.json").write_text(json.dumps(settings | {"torch": torch.__version__}, indent=2))
 
 
 def load_checkpoint(path, **modules):
@@ -466,18 +460,15 @@ def count_channels(args):
 
 
 def make_a(task, b):
-    """Pictures A made from pictures B, bytes (N, C, S, S); outline and grey have one channel.
-
-    mosaic: a grid of 8x8 flat blocks. outline: a ring of one pixel around what is bright. grey: no colours.
-    """
+    """Pictures A made from pictures B, bytes (N, C, S, S); outline and grey have one channel."""
     chunks = []
     for chunk in b.split(1000):  # floats are four times as large as bytes
         chunk = chunk.float()
-        if task == "mosaic":
+        if task == "mosaic":  # 8x8 flat blocks
             chunk = F.interpolate(F.adaptive_avg_pool2d(chunk, 8), chunk.shape[2:])
         else:
             chunk = chunk.mean(1, keepdim=True)
-        if task == "outline":
+        if task == "outline":  # a ring of one pixel around what is bright
             chunk = F.max_pool2d(chunk, 3, stride=1, padding=1) - chunk
         chunks.append(chunk.round().to(torch.uint8))
     return torch.cat(chunks)
@@ -496,6 +487,9 @@ def load_pairs(args, train):
         a = fit(read_sheets(args, f"{word}_??_lines.webp")[rows, :1], args.image_size)
     elif args.task:
         a = make_a(args.task, b)
+    if train and args.resume and args.images != len(b):
+        print(f"pictures have come or gone: there were {args.images:,}, now there are {len(b):,}")
+    args.images = len(b) if train else args.images  # into the checkpoint
     return (a, b, names) if args.direction == "a2b" else (b, a, names)
 
 
@@ -513,19 +507,17 @@ def read_dataset(args, train=True):
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
     except Exception as error:  # many types are possible
-        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
+        fail(f"--data-dir: no {args.dataset} in {args.data_dir}; yours need --dataset folder ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
 
 def read_sheets(args, pattern="train_??.webp"):
     """The cartoon faces (N, 3, 64, 64) of data/faces: a sheet has 32 rows of 32."""
     folder = Path(args.data_dir, "faces")
-    try:
-        sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
-        faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
-    except (OSError, ValueError) as error:
-        hint = "copy data/faces of the collection there, or give --dataset folder for pictures of your own"
-        fail(f"--data-dir: {folder} has no sheets of faces; {hint} ({error!r:.99})")
+    sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
+    if not sheets:
+        fail(f"--data-dir: {folder} has no sheets of faces; yours need --dataset folder")
+    faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
     return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
 
 
@@ -537,73 +529,81 @@ def fit(images, size):
 
 
 # %% Folders: pictures are decoded once, into a file
-SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
 LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # the last: A and B side by side
 
 
-def to_rgb(image):
-    """A picture of any mode in RGB: upright as EXIF says, 16 bits made 8, transparent parts white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey
-        image = image.point(lambda value: value / 257 + 0.5).convert("L")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def list_pictures(folder):
-    """The pictures in a folder and below it, hidden ones left out: a dict of their names and their paths."""
-    folder, pictures = Path(folder).resolve(), {}
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        hidden = any(name[0] == "." for name in inside.parts)
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden:
-            name = inside.with_suffix("").as_posix()
-            if name in pictures:  # cat.png beside cat.jpg
-                name = inside.as_posix()
-            pictures[name] = path
-    if not pictures:
-        fail(f"{folder}: there are no pictures; give a folder with {', '.join(SUFFIXES)}")
+    """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
+    files, visited = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        a_run = visited and {"config.json", "history.csv"} <= {*names}
+        if a_run or os.path.realpath(here) in visited:  # links can lead back up
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if name[0] != "."]
+        files += [Path(here, name) for name in names if name[0] != "."]
+    pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
+    others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
+    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)
     return pictures
 
 
-def decode(path, size, half):
-    """The middle square of a picture, or of one of its halves, as bytes (3, size, size); None if damaged."""
+def name_pictures(place):
+    """The pictures of a folder, or the one picture, by name: a dict of paths. Hidden ones are left out."""
+    place = Path(place).resolve()
+    if place.is_file():
+        return {place.stem: place}
+    pictures = {}
+    for path in list_pictures(place):
+        name = path.relative_to(place).with_suffix("").as_posix()
+        pictures[name if name not in pictures else f"{name}{path.suffix}"] = path  # cat.png beside cat.jpg
+    if not pictures:
+        fail(f"{place}: there are no pictures")
+    return pictures
+
+
+def decode(path, size, half=None):
+    """The middle square of a picture, upright and on white: bytes (3, size, size); None if it is damaged."""
     try:
         with Image.open(path) as image:
-            image = to_rgb(image)
+            image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":  # grey, in 16 bits or as floats from 0 to 1
+            levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
+            image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
         if half is not None:  # 0: left, 1: right
             middle = image.width // 2
             image = image.crop((half * middle, 0, half * middle + middle, image.height))
-        return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    except Exception:  # many types are possible
-        return None
+        size = (size, size) if size else image.size  # None: all of it
+        image = ImageOps.fit(image.convert("RGBA"), size, Image.Resampling.BILINEAR)
+        image = Image.alpha_composite(Image.new("RGBA", size, "white"), image).convert("RGB")
+        return np.asarray(image).transpose(2, 0, 1)
+    except Exception as error:  # many types are possible
+        tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
 
 
 def read_pictures(pictures, size, half=None):
-    """Pictures as bytes (N, 3, size, size), decoded once, into data/cache; and the names of these."""
+    """Pictures as bytes (N, 3, size, size), decoded once, into a file in CACHE; and the names of these."""
     stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in pictures.values()]
-    key = hashlib.sha256(repr([size, half, pictures, stats]).encode()).hexdigest()[:16]
-    cache = Path("data", "cache", f"{key}.pt")
-    if not cache.exists():
-        # batch_size None: worker processes call collate_fn on each path.
-        work = {"collate_fn": functools.partial(decode, size=size, half=half), "batch_size": None}
-        loader = DataLoader([*pictures.values()], num_workers=torch.get_num_threads(), **work)
-        decoded = dict(zip(pictures, [*tqdm(loader, "decoding", disable=not pictures)]))
-        names = [name for name in pictures if decoded[name] is not None]
-        if not names:
-            fail("too few pictures that can be read; without a test folder, one in ten is for testing")
-        damaged = [name for name in pictures if decoded[name] is None]
-        if damaged:
-            print(f"{len(damaged)} pictures cannot be read: {', '.join(damaged[:5])}", flush=True)
-        images = torch.from_numpy(np.stack([decoded[name] for name in names]))
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{time.time_ns()}")  # another process may decode the same
-        torch.save({"images": images, "names": names}, partial)
-        partial.replace(cache)
-    cached = torch.load(cache, weights_only=True, mmap=True)
-    return cached["images"], cached["names"]
+    cache = CACHE / f"{hashlib.sha256(repr([size, half, pictures, stats]).encode()).hexdigest()[:16]}.npz"
+    if cache.exists():
+        cached = np.load(cache)
+        return torch.from_numpy(cached["images"]), cached["names"].tolist()
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        decoded = pool.imap(lambda path: decode(path, size, half), pictures.values())
+        decoded = dict(zip(pictures, tqdm(decoded, "decoding", len(pictures))))
+    names = [name for name in pictures if decoded[name] is not None]
+    if not names:
+        fail("too few pictures that can be read; without a test folder, one in ten is for testing")
+    images = np.stack([decoded[name] for name in names])
+    tmp = cache.with_suffix(f".{os.getpid()}.npz")  # another process may decode the same
+    try:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        np.savez(tmp, images=images, names=names)
+        tmp.replace(cache)
+    finally:
+        tmp.unlink(missing_ok=True)  # half of it, if the disk is full
+    return torch.from_numpy(images), names
 
 
 def find_folders(args):
@@ -624,14 +624,20 @@ def find_folders(args):
 def read_folders(args, train):
     """Pairs of --dataset folder, bytes (N, 3, size, size), and their names; with --task, A is B for now."""
     folders, others = find_folders(args)
-    a, b = [list_pictures(folder) for folder in (folders if train else others)]
+    a, b = [name_pictures(folder) for folder in (folders if train else others)]
     names = [name for name in a if name in b]
     alone = sorted(a.keys() ^ b.keys())
     if alone:
         print(f"{len(alone)} pictures have no partner of the same name: {', '.join(alone[:5])}", flush=True)
     if folders == others:  # one name in ten is for testing, always the same ones
-        names = [name for name in names if (zlib.crc32(name.encode()) % 10 > 0) == train]
-    names = choose(names, args, train)
+        names = [name for name in names if (zlib.crc32(os.fsencode(name)) % 10 > 0) == train]
+    names, uneven = choose(names, args, train), []
+    for name in names:
+        with contextlib.suppress(Exception), Image.open(a[name]) as x, Image.open(b[name]) as y:
+            if abs(x.width * y.height - x.height * y.width) > 0.02 * x.width * y.height:
+                uneven.append(name)
+    if uneven:
+        print(f"{len(uneven)} pairs of unequal proportions, crops will not match: {', '.join(uneven[:5])}")
     half_a, half_b = (0, 1) if folders[0] == folders[1] and not args.task else (None, None)
     a, names_a = read_pictures({name: a[name] for name in names}, args.image_size, half_a)
     b, names_b = read_pictures({name: b[name] for name in names}, args.image_size, half_b)
@@ -644,13 +650,13 @@ def read_folders(args, train):
 def parse_args(argv=None):
     """The settings: a flag that is given, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description = __doc__.split("\n")[0]
+    parser.description = (__doc__ or "").split("\n")[0]  # none under python -OO
     parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)  # a first look, for --resume and the like
     uses = [flag for flag in (args.generate, args.translate, args.resume) if flag]
     if len(uses) > 1 or bool(args.generate or args.translate) != bool(args.checkpoint):
-        fail("--generate N, or --translate FOLDER, needs --checkpoint PATH, and no --resume")
+        fail("--generate N, or --translate PATH, needs --checkpoint PATH, and no --resume")
     if args.resume or args.checkpoint:
         parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     else:
@@ -659,8 +665,12 @@ def parse_args(argv=None):
         patch_layers = {32: 1, 64: 2, 128: 3, 256: 3}[size]  # about half of the picture, at most 70 pixels
         parser.set_defaults(image_size=size, task=task, patch_layers=patch_layers)
     args = parser.parse_args(argv)  # with the new defaults
+    for name, value in vars(args).items():
+        least = 0 if isinstance(value, float) or name == "seed" else 1
+        if type(value) in (int, float) and not least <= value < math.inf:
+            fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
     check(args)
-    if args.fid_every and not args.checkpoint and not Path(__file__).with_name("fid.py").exists():
+    if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
@@ -676,7 +686,7 @@ def generate(args):
     load_checkpoint(args.checkpoint, generator=make_generator(args))  # a check: do the flags fit?
     generator = load_generator(args.checkpoint, args.device)
     if args.translate:
-        images, names = read_pictures(list_pictures(args.translate), args.image_size)
+        images, names = read_pictures(name_pictures(args.translate), args.image_size)
         if count_channels(args)[0] == 1:
             images = make_a("grey", images)
     else:
@@ -687,20 +697,20 @@ def generate(args):
     for name, image in zip(names, images):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_image(image, folder / f"{name}.png")
-    print(f"{len(images)} pictures in {folder}")
+    print(f"{len(images)} pictures in {folder}", file=sys.stderr)
 
 
 def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
+    run = generate if args.checkpoint else train
     try:
-        if args.checkpoint:
-            generate(args)
-        else:
-            train(args)
+        run(args)
     except KeyboardInterrupt:
         fail("stopped; --resume goes on after the last whole epoch", 130)
+    except OSError as error:  # a folder that is there already or cannot be written, a full disk
+        fail(f"{error}; --out-dir names another folder")
 
 
 if __name__ == "__main__":
-    main()
+    main([] if "kernel_launcher" in sys.argv[0] else None)  # the flags of a notebook are not ours

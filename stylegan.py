@@ -32,12 +32,14 @@ second convolution; G reuses D's fakes; R1 in every tenth step (StyleGAN2: in ea
 
 import argparse
 import copy
-import functools
 import hashlib
 import json
 import math
+import os
 import sys
 import time
+from collections import Counter
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +48,6 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 from torch import accelerator, nn
-from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms.functional import resize
 from torchvision.utils import save_image
@@ -54,57 +55,43 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "stylegan"
+HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
+PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["r1"], ["diversity"]]  # what losses.png shows
+CACHE = HERE / "data" / "cache" if os.access(HERE, os.W_OK) else Path.home() / ".cache" / "gans"
 FACES = {"image_size": 64, "width": 16, "epochs": 30}  # settings for the cartoons, where none are given
 DEFAULTS = {"faces": FACES, "celeba": {"image_size": 64}, "folder": {"image_size": 64}}
 CELEBA = Path("celeba", "img_align_celeba")  # where torchvision has its pictures, in --data-dir
 
 
-def positive(text):
-    """A number above 0."""
-    if not 0 < float(text) < math.inf:
-        raise argparse.ArgumentTypeError(f"{text}: give a number above 0")
-    return float(text)
-
-
-def non_negative(text):
-    """A number, at least 0."""
-    return 0.0 if float(text) == 0 else positive(text)
-
-
-def count(text):
-    """A whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text}: give a whole number above 0")
-    return int(text)
-
-
 def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
     add("--mapping-layers", type=int, default=8, choices=range(9), help="layers from z to w; 0: none")
-    add("--mixing", type=non_negative, default=0.9, help="share of training's fakes that have two w, 0 to 1")
+    add("--mixing", type=float, default=0.9, help="share of training's fakes that have two w, 0 to 1")
     add("--no-noise", action="store_true", help="no noise in the layers")
-    add("--r1-weight", type=non_negative, default=10.0, help="gamma, the weight of R1")
-    add("--r1-every", type=count, default=10, metavar="K", help="R1 in every Kth step, K times as strong")
-    add("--ema-images", type=count, default=10_000, help="half-life of the weights' average, in images")
-    add("--truncation", type=non_negative, help="psi, for --generate: below 1, w nears its mean; None: 1")
+    add("--r1-weight", type=float, default=10.0, help="gamma, the weight of R1")
+    add("--r1-every", type=int, default=10, metavar="K", help="R1 in every Kth step, K times as strong")
+    add("--ema-images", type=int, default=10_000, help="half-life of the weights' average, in images")
+    add("--truncation", type=float, help="psi, for --generate: below 1, w nears its mean; None: 1")
     add("--image-size", type=int, default=32, choices=[32, 64, 128, 256], help="faces, celeba, folder: 64")
-    add("--width", type=count, default=32, help="channels at full size, up to 4 times that below; faces: 16")
-    add("--epochs", type=count, default=5, help="passes over the training images; faces: 30")
-    add("--lr-g", type=positive, default=2e-3, help="Adam's learning rate for the generator")
-    add("--lr-d", type=positive, default=2e-3, help="Adam's learning rate for the discriminator")
-    add("--batch-size", type=count, default=32, help="images per step, a multiple of 2 or 3")
-    add("--latent-dim", type=count, default=128, help="length of the noise vector z, and of w")
+    add("--width", type=int, default=32, help="channels at full size, up to 4 times that below; faces: 16")
+    add("--epochs", type=int, default=5, help="passes over the training images; faces: 30")
+    add("--lr-g", type=float, default=2e-3, help="Adam's learning rate for the generator")
+    add("--lr-d", type=float, default=2e-3, help="Adam's learning rate for the discriminator")
+    add("--batch-size", type=int, default=32, help="images per step, a multiple of 2 or 3")
+    add("--latent-dim", type=int, default=128, help="length of the noise vector z, and of w")
     choices = ["mnist", "fashion_mnist", "cifar10", "faces", "celeba", "folder"]
     add("--dataset", choices=choices, default="mnist", help="what to train on")
-    add("--data-dir", default="data", help="where the data set, or your folder, is")
-    add("--limit", type=count, metavar="N", help="train on N of the images only, for a quick look")
-    add("--fid-every", type=count, metavar="K", help="every K epochs, measure samples with fid.py")
+    add("--data-dir", default=f"{HERE}/data", help="where the data set, or your folder, is")
+    add("--flip", action="store_true", help="mirror images at random, left to right")
+    add("--limit", type=int, metavar="N", help="train on N of the images only, for a quick look")
+    add("--fid-every", type=int, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
     add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on some processors")
     add("--seed", type=int, default=42, help="all randomness follows from it")
+    add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
-    add("--generate", type=count, metavar="N", help="no training: write N images, with --checkpoint")
+    add("--generate", type=int, metavar="N", help="no training: write N images, with --checkpoint")
     add("--checkpoint", metavar="PATH", help="the checkpoint.pt that --generate uses")
 
 
@@ -311,9 +298,6 @@ def r1_penalty(discriminator, real):
 
 
 # %% Training step
-PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["r1"], ["diversity"]]  # of a step, as in losses.png
-
-
 def mix(w1, w2, layers, mixing):
     """Style mixing: a share `mixing` of the images switches from w1 to w2 at a random layer.
 
@@ -402,6 +386,12 @@ def build(args):
     }
 
 
+def mirrored(images):
+    """Each of the images (N, C, H, W) with probability 1/2 mirrored, left to right."""
+    keep = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return images.where(keep, images.flip(3))
+
+
 def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
     images = load_images(args)
@@ -418,15 +408,15 @@ def train(args):
         parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
-        fail(f"--resume: {args.resume} has {len(history)} epochs already; give --epochs above that")
+        fail(f"--epochs: {args.resume} has {len(history)} already; give more")
     if args.fid_every:
         import fid
 
         judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
-    (folder / "samples").mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
-    print(f"{len(images):,} images, on {args.device}, into {folder}")
+    steps = len(images) // batch_size * (args.epochs - len(history))
+    few = " (few: raise --epochs)" if steps < 1000 else ""
+    print(f"{len(images):,} images, {steps:,} steps{few}, on {args.device}: {folder}", file=sys.stderr)
 
     for epoch in range(len(history) + 1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
@@ -437,6 +427,7 @@ def train(args):
         bar = tqdm(batches, f"epoch {epoch}", leave=False)
         for number, batch in enumerate(bar, start=(epoch - 1) * len(batches)):
             real = images[batch] / 127.5 - 1
+            real = mirrored(real) if args.flip else real
             r1_weight = args.r1_weight * args.r1_every if number % args.r1_every == 0 else 0.0
             metrics.append(train_step(**parts, real=real, r1_weight=r1_weight, **settings))
 
@@ -464,9 +455,13 @@ def load_images(args):
     torch.manual_seed(args.seed)
     if args.dataset in ("celeba", "folder"):
         folder = Path(args.data_dir, CELEBA if args.dataset == "celeba" else "")
-        pictures = [*list_pictures(folder).items()]
-        numbers = sorted(torch.randperm(len(pictures))[: args.limit].tolist())
-        return read_pictures(dict(pictures[number] for number in numbers), args.image_size).to(args.device)
+        paths = list_pictures(folder)
+        numbers = sorted(torch.randperm(len(paths))[: args.limit].tolist())
+        images = read_pictures([paths[number] for number in numbers], args.image_size)
+        if args.resume and args.images != len(images):
+            print(f"pictures have come or gone: there were {args.images:,}, now there are {len(images):,}")
+        args.images = len(images)  # into the checkpoint
+        return images.to(args.device)
     images = read_sheets(args) if args.dataset == "faces" else read_dataset(args)
     images = images[torch.randperm(len(images))[: args.limit]]
     if "mnist" in args.dataset:
@@ -482,19 +477,17 @@ def read_dataset(args, train=True):
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
     except Exception as error:  # many types are possible
-        fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
+        fail(f"--data-dir: no {args.dataset} in {args.data_dir}; yours need --dataset folder ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
 
 def read_sheets(args, pattern="train_??.webp"):
     """The cartoon faces (N, 3, 64, 64) of data/faces: a sheet has 32 rows of 32."""
     folder = Path(args.data_dir, "faces")
-    try:
-        sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
-        faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
-    except (OSError, ValueError) as error:
-        hint = "copy data/faces of the collection there, or give --dataset folder for pictures of your own"
-        fail(f"--data-dir: {folder} has no sheets of faces; {hint} ({error!r:.99})")
+    sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
+    if not sheets:
+        fail(f"--data-dir: {folder} has no sheets of faces; yours need --dataset folder")
+    faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
     return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
 
 
@@ -511,10 +504,11 @@ def sample(generator, z):
 @torch.no_grad()
 def draw(generator, folder, epoch, args):
     """Write an epoch's samples (always from the same z), progress.gif and three pictures of styles."""
+    (folder / "samples").mkdir(exist_ok=True)
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(64, args.latent_dim, generator=rng).to(args.device)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
-    paths = sorted((folder / "samples").glob("epoch_*.png"))
+    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
@@ -562,17 +556,18 @@ def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    numbered = (Path(parent, f"{number:03d}") for number in range(1, 1000))
-    folder = Path(args.out_dir or next(path for path in numbered if not path.exists()))
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        fail(f"--out-dir: {folder}: {error.strerror}; name a new folder")
-    return folder
+    for number in range(1, 10**6):
+        folder = Path(args.out_dir or f"{parent}/{number:03d}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # perhaps since a moment ago, by another run
+            if args.out_dir:
+                raise
 
 
 def save(parts, history, folder, args):
-    """Write checkpoint.tmp, then rename it checkpoint.pt, so that there is never half of one."""
+    """Write the checkpoint, first under another name, so that there is never half of one; and config.json."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
@@ -580,8 +575,18 @@ def save(parts, history, folder, args):
     settings = {name: value for name, value in vars(args).items() if name not in not_saved}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
-    torch.save(checkpoint, folder / "checkpoint.tmp")
-    (folder / "checkpoint.tmp").replace(folder / "checkpoint.pt")
+    tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
+    try:
+        if args.keep_every and len(history) % args.keep_every == 0:
+            names = checkpoint.keys() & {"generator", "ema", "script", "settings"}
+            torch.save({name: checkpoint[name] for name in names}, alone)
+        torch.save(checkpoint, tmp)
+    except (OSError, RuntimeError) as error:  # a full disk can look like either
+        tmp.unlink(missing_ok=True)
+        alone.unlink(missing_ok=True)
+        fail(f"{folder} cannot be written, its checkpoint.pt is of the epoch before ({error!r:.99})", 1)
+    tmp.replace(folder / "checkpoint.pt")
+    (folder / "config.json").write_text(json.dumps(settings | {"torch": torch.__version__}, indent=2))
 
 
 def load_checkpoint(path, **modules):
@@ -605,75 +610,64 @@ def load_generator(path, device="cpu"):
 
 
 # %% Folders: pictures are decoded once, into a file
-SUFFIXES = ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"
-
-
-def to_rgb(image):
-    """A picture of any mode in RGB: upright as EXIF says, 16 bits made 8, transparent parts white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey
-        image = image.point(lambda value: value / 257 + 0.5).convert("L")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
 def list_pictures(folder):
-    """The pictures in a folder and below it, hidden ones left out: a dict of their names and their paths."""
-    folder, pictures = Path(folder).resolve(), {}
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        hidden = any(name[0] == "." for name in inside.parts)
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not hidden:
-            name = inside.with_suffix("").as_posix()
-            if name in pictures:  # cat.png beside cat.jpg
-                name = inside.as_posix()
-            pictures[name] = path
-    if not pictures:
-        fail(f"{folder}: there are no pictures; give a folder with {', '.join(SUFFIXES)}")
+    """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
+    files, visited = [], set()
+    for here, folders, names in os.walk(folder, followlinks=True):
+        a_run = visited and {"config.json", "history.csv"} <= {*names}
+        if a_run or os.path.realpath(here) in visited:  # links can lead back up
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(here))
+        folders[:] = [name for name in folders if name[0] != "."]
+        files += [Path(here, name) for name in names if name[0] != "."]
+    pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
+    others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
+    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)
     return pictures
 
 
 def decode(path, size):
-    """The middle square of a picture as bytes (3, size, size); None if it is damaged."""
+    """The middle square of a picture, upright and on white: bytes (3, size, size); None if it is damaged."""
     try:
         with Image.open(path) as image:
-            image = to_rgb(image)
-        return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
-    except Exception:  # many types are possible
-        return None
+            image = ImageOps.exif_transpose(image)
+        if image.mode[0] in "IF":  # grey, in 16 bits or as floats from 0 to 1
+            levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
+            image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
+        image = ImageOps.fit(image.convert("RGBA"), (size, size), Image.Resampling.BILINEAR)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return np.asarray(image).transpose(2, 0, 1)
+    except Exception as error:  # many types are possible
+        tqdm.write(f"skipped {path}: {error}", file=sys.stderr)
 
 
-def read_pictures(pictures, size):
-    """Pictures as bytes (N, 3, size, size), decoded once, into data/cache. All must fit in memory."""
-    stats = [(path.stat().st_size, path.stat().st_mtime_ns) for path in pictures.values()]
-    key = hashlib.sha256(repr([size, pictures, stats]).encode()).hexdigest()[:16]
-    cache = Path("data", "cache", f"{key}.pt")
-    if not cache.exists():
-        # batch_size None: worker processes call collate_fn on each path.
-        work = {"collate_fn": functools.partial(decode, size=size), "batch_size": None}
-        loader = DataLoader([*pictures.values()], num_workers=torch.get_num_threads(), **work)
-        decoded = dict(zip(pictures, [*tqdm(loader, "decoding")]))
-        names = [name for name in pictures if decoded[name] is not None]
-        if not names:
-            fail("--data-dir: all pictures are damaged; give others")
-        damaged = [name for name in pictures if decoded[name] is None]
-        if damaged:
-            print(f"{len(damaged)} pictures cannot be read: {', '.join(damaged[:5])}", flush=True)
-        images = torch.from_numpy(np.stack([decoded[name] for name in names]))
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        partial = cache.with_suffix(f".{time.time_ns()}")  # another process may decode the same
-        torch.save(images, partial)
-        partial.replace(cache)
-    return torch.load(cache, weights_only=True, mmap=True)
+def read_pictures(paths, size):
+    """Pictures as bytes (N, 3, size, size), decoded once, into a file in CACHE. All must fit in memory."""
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    cache = CACHE / f"{hashlib.sha256(repr([size, stats]).encode()).hexdigest()[:16]}.npy"
+    if cache.exists():
+        return torch.from_numpy(np.load(cache))
+    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+        decoded = pool.imap(lambda path: decode(path, size), paths)
+        images = [image for image in tqdm(decoded, "decoding", len(paths)) if image is not None]
+    if not images:
+        fail("--data-dir: all pictures are damaged; give others")
+    tmp = cache.with_suffix(f".{os.getpid()}.npy")  # another process may decode the same
+    try:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        np.save(tmp, images)
+        tmp.replace(cache)
+    finally:
+        tmp.unlink(missing_ok=True)  # half of it, if the disk is full
+    return torch.from_numpy(np.stack(images))
 
 
 # %% Command line
 def parse_args(argv=None):
     """The settings: a flag that is given, else the checkpoint, else the default."""
     parser = argparse.ArgumentParser(f"{SCRIPT}.py", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.description = __doc__.split("\n")[0]
+    parser.description = (__doc__ or "").split("\n")[0]  # none under python -OO
     parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)  # a first look, for --resume and the like
@@ -686,7 +680,11 @@ def parse_args(argv=None):
     else:
         parser.set_defaults(**DEFAULTS.get(args.dataset, {}))
     args = parser.parse_args(argv)  # with the new defaults
-    if args.fid_every and not args.checkpoint and not Path(__file__).with_name("fid.py").exists():
+    for name, value in vars(args).items():
+        least = 0 if isinstance(value, float) or name in ("seed", "mapping_layers") else 1
+        if type(value) in (int, float) and name != "truncation" and not least <= value < math.inf:
+            fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
+    if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     if args.device == "auto":
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
@@ -706,20 +704,20 @@ def generate(args):
     ws = generator.ws(z, 1.0 if args.truncation is None else args.truncation)
     for number, image in enumerate(sample(generator.synthesis, ws)):
         save_image(image, folder / f"{number:05d}.png")
-    print(f"{args.generate} images in {folder}")
+    print(f"{args.generate} images in {folder}", file=sys.stderr)
 
 
 def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
+    run = generate if args.checkpoint else train
     try:
-        if args.checkpoint:
-            generate(args)
-        else:
-            train(args)
+        run(args)
     except KeyboardInterrupt:
         fail("stopped; --resume goes on after the last whole epoch", 130)
+    except OSError as error:  # a folder that is there already or cannot be written, a full disk
+        fail(f"{error}; --out-dir names another folder")
 
 
 if __name__ == "__main__":
-    main()
+    main([] if "kernel_launcher" in sys.argv[0] else None)  # the flags of a notebook are not ours
