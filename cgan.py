@@ -293,7 +293,7 @@ def list_pictures(folder):
             continue
         visited.add(os.path.realpath(here))
         folders[:] = [name for name in folders if name[0] != "."]
-        files += [Path(here, name) for name in names if name[0] != "."]
+        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).exists()]
     pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
     others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
     tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)

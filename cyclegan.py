@@ -557,9 +557,10 @@ def load_domains(args, train):
             fail("--paired-tests: no test picture of A has the name of one of B; leave it out")
         rows = {side: [names[side].index(name) for name in both] for side in "ab"}
         domains, names = {side: domains[side][rows[side]] for side in "ab"}, {"a": both, "b": both}
-    if train and args.resume and args.images != len(domains["b"]):
-        print(f"pictures have come or gone: there were {args.images:,} of B, now {len(domains['b']):,}")
-    args.images = len(domains["b"]) if train else args.images  # into the checkpoint
+    if train:
+        if args.resume and args.images != len(domains["b"]):
+            print(f"pictures have come or gone: there were {args.images:,} of B, now {len(domains['b']):,}")
+        args.images = len(domains["b"])  # into the checkpoint
     return domains, names
 
 
@@ -625,7 +626,7 @@ def list_pictures(folder):
             continue
         visited.add(os.path.realpath(here))
         folders[:] = [name for name in folders if name[0] != "."]
-        files += [Path(here, name) for name in names if name[0] != "."]
+        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).exists()]
     pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
     others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
     tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)

@@ -314,9 +314,11 @@ def draw(generator, folder, epoch, args):
 
 def draw_stage(generator, folder, step, args):
     """Write the samples after so many steps, and stages.png with those of all STAGES so far side by side."""
+    (folder / "samples").mkdir(exist_ok=True)
     z = uniform(64, args.latent_dim, generator=torch.Generator().manual_seed(args.seed))
     save_image(sample(generator, z), folder / "samples" / f"step_{step:05d}.png", nrow=8)
-    grids = [np.asarray(Image.open(path)) for path in sorted((folder / "samples").glob("step_*.png"))]
+    paths = sorted(path for path in (folder / "samples").glob("step_?????.png") if path.stat().st_size)
+    grids = [np.asarray(Image.open(path)) for path in paths]
     Image.fromarray(np.hstack(grids)).save(folder / "stages.png")
 
 

@@ -46,7 +46,6 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "gan_2d"
-HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["gradient"], ["modes"], ["near", "sliced", "js"]]
 LOSSES = ["non-saturating", "minimax", "least-squares", "wasserstein-gp", "relativistic"]
 BY_LOSS = {"wasserstein-gp": {"d_steps": 5, "penalty_weight": 10.0}, "relativistic": {"penalty_weight": 1.0}}

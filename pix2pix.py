@@ -487,9 +487,10 @@ def load_pairs(args, train):
         a = fit(read_sheets(args, f"{word}_??_lines.webp")[rows, :1], args.image_size)
     elif args.task:
         a = make_a(args.task, b)
-    if train and args.resume and args.images != len(b):
-        print(f"pictures have come or gone: there were {args.images:,}, now there are {len(b):,}")
-    args.images = len(b) if train else args.images  # into the checkpoint
+    if train:
+        if args.resume and args.images != len(b):
+            print(f"pictures have come or gone: there were {args.images:,}, now there are {len(b):,}")
+        args.images = len(b)  # into the checkpoint
     return (a, b, names) if args.direction == "a2b" else (b, a, names)
 
 
@@ -542,7 +543,7 @@ def list_pictures(folder):
             continue
         visited.add(os.path.realpath(here))
         folders[:] = [name for name in folders if name[0] != "."]
-        files += [Path(here, name) for name in names if name[0] != "."]
+        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).exists()]
     pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
     others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
     tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)

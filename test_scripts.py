@@ -76,11 +76,10 @@ OWN["parse_args"] = ["vanilla_gan", "dcgan64_celeba", "gan_2d", "stylegan", *TRA
 OWN["load_images"] = ["cgan", "dcgan32_wgan_sn", "dcgan64_celeba", "stylegan"]  # classes; 32x32; folders
 OWN["sample"] = ["cgan", "gan_2d", *TRANSLATORS]  # takes classes; points; pictures
 OWN["make_generator"] = ["pix2pix", "stylegan"]
-OWN["decode"] = ["dcgan64_celeba", "stylegan"]  # straight into a file; no halves
 OWN["read_pictures"] = ["stylegan"]
 for name in ("draw", "generate"):  # by class; uniform noise; points; styles; pictures
     OWN[name] = ["cgan", "dcgan32_wgan_sn", "gan_2d", "stylegan", *TRANSLATORS]
-for name in ("check", "measure", "count_channels", "read_folders", "l1_loss"):
+for name in ("check", "measure", "count_channels", "read_folders", "decode"):
     OWN[name] = TRANSLATORS  # one direction and pairs; two directions and none
 
 
@@ -336,7 +335,7 @@ def test_a_step_reports_scalars_and_never_waits_for_the_device(script, monkeypat
 
     monkeypatch.setattr(script, "train_step", watched)
     metrics, _, _ = one_step(script)
-    panels = script.STEP_PANELS if script is gan_2d else script.PANELS
+    panels = script.PANELS[:3] if script is gan_2d else script.PANELS  # the others are measured afterwards
     measured = {"error", "sharpness"}  # by pix2pix.py, after an epoch
     assert list(metrics) == [name for panel in panels for name in panel if name not in measured]
     for value in metrics.values():
@@ -363,16 +362,16 @@ def test_g_learns_from_fresh_noise_or_from_the_fakes_that_d_saw(script):
 
 # %% Every script: the command line
 def fails(script, argv, capsys, *words, status=2):
-    """main(argv) ends with that status and one line on stderr, which has all the words."""
+    """main(argv) ends with that status and one line of error, the last on stderr, which has all the words."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit_:
         script.main([str(argument) for argument in argv])
     assert exit_.value.code == status
     lines = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "it/s" not in line]
     lines = [line for line in lines if line.strip() and "%|" not in line]
-    assert len(lines) == 1, lines
-    for word in (f"{script.SCRIPT}.py: ", *words):
-        assert str(word) in lines[0]
+    assert [line for line in lines if line.startswith((f"{script.SCRIPT}.py: ", "Traceback"))] == lines[-1:]
+    for word in words:
+        assert str(word) in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -380,7 +379,7 @@ def fails(script, argv, capsys, *words, status=2):
     [
         "--epochs 0",
         "--epochs x",
-        "--lr-g 0",
+        "--lr-g -1",
         "--lr-d nan",
         "--batch-size 1",
         "--limit -3",
@@ -388,7 +387,8 @@ def fails(script, argv, capsys, *words, status=2):
         "--dataset cats",
         "--device abacus",
         "--device meta",
-        "--real-label 1.1",
+        "--width 0",
+        "--seed -1",
         "--instance-noise -0.1",
         "--d-layers 4",
         "--generate 5",
@@ -816,15 +816,13 @@ def test_wgan_weight_clip_replaces_the_penalty():
 
 
 # %% cgan.py
-@pytest.mark.parametrize("mlp", [False, True])
-def test_cgan_the_class_reaches_both_networks(mlp):
+def test_cgan_the_class_reaches_both_networks():
     torch.manual_seed(0)
-    generator, discriminator = cgan.Generator(mlp=mlp).eval(), cgan.Discriminator().eval()
+    generator, discriminator = cgan.Generator().eval(), cgan.Discriminator().eval()
     z, classes = torch.randn(1, 100).expand(10, -1), torch.arange(10)
     images = generator(z, classes)
     assert len(images.flatten(1).unique(dim=0)) == 10
     assert len(discriminator(images[:1].expand(10, -1, -1, -1), classes).unique()) == 10
-    assert parameters(cgan.Generator(mlp=True)) == 100 + (110 * 512 + 512) + 2 * 512 + (512 * 784 + 784)
 
 
 def test_cgan_trains_on_the_right_classes(tmp_path, monkeypatch, no_plots):
@@ -841,7 +839,7 @@ def test_cgan_trains_on_the_right_classes(tmp_path, monkeypatch, no_plots):
 
 
 def test_cgan_generates_a_folder_for_each_class(tmp_path, capsys, no_plots):
-    cgan.main(short("cgan", tmp_path / "run", "--mlp"))
+    cgan.main(short("cgan", tmp_path / "run"))
     argv = ["--checkpoint", str(tmp_path / "run/checkpoint.pt"), "--generate"]
     cgan.main([*argv, "25", "--out-dir", str(tmp_path / "all")])
     folder = datasets.ImageFolder(tmp_path / "all")
@@ -1010,7 +1008,6 @@ def test_pix2pix_losses_by_hand():
     assert pix2pix.discriminator_loss(real, fake).item() == pytest.approx(d_loss / 2)
     assert pix2pix.generator_loss(fake).item() == pytest.approx(math.log(4))
     assert pix2pix.generator_loss(torch.tensor([-200.0])).item() == 200
-    assert pix2pix.l1_loss(torch.tensor([1.0, -1.0]), torch.tensor([0.0, 2.0])).item() == 2
 
 
 def test_pix2pix_d_sees_the_input_beside_the_target_or_the_output():
@@ -1052,12 +1049,6 @@ def test_cyclegan_losses_by_hand():
     assert cyclegan.generator_loss(fake).item() == (25 + 1) / 2
     half = torch.full((1, 1, 2, 2), 0.5)  # evenly matched players
     assert cyclegan.discriminator_loss(half, half).item() == cyclegan.generator_loss(half).item() == 0.25
-
-
-def test_cyclegan_pads_as_pytorch_does():
-    for pixels in (1, 3):
-        x, ours, theirs = torch.randn(2, 3, 8, 9), cyclegan.Reflect(pixels), nn.ReflectionPad2d(pixels)
-        assert torch.equal(ours(x), theirs(x))
 
 
 def test_cyclegan_step_is_the_papers():

@@ -21,7 +21,7 @@ Of each training script, with its own batch size, on random images of its own si
     tutorial    images/s in fp32 and in bf16, over those of the same networks in the loop of tutorials: a
                 DataLoader that transforms image by image, Adam that is not fused, sigmoid and BCELoss where
                 the loss is a cross-entropy, .item() and print in each step; for dcgan64_celeba.py on JPEGs;
-                in cyclegan.py nn.ReflectionPad2d, a pool image by image, and an optimiser for each D
+                in cyclegan.py a pool image by image, and an optimiser for each D
 
 --learn trains each script with its defaults, in fp32 and on MNIST, and the same networks in the loop of
 tutorials, for as long (a script may come to its end before that); and measures 10,000 samples of both as
@@ -322,11 +322,6 @@ def translation(player, device):
 
     if player.name == "pix2pix":
         return paired
-    for network in generator.values():
-        for module in [*network.modules()]:
-            for name, child in module.named_children():
-                if isinstance(child, player.script.Reflect):
-                    setattr(module, name, nn.ReflectionPad2d(child.pixels))
     mse, pools = nn.MSELoss(), {"a": [], "b": []}
     adam = {"lr": args.lr_d, "betas": (0.5, 0.999)}
     optimizers = {side: torch.optim.Adam(second[side].parameters(), **adam) for side in "ab"}

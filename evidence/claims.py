@@ -45,6 +45,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import re
 import shutil
 import signal
@@ -1821,7 +1822,7 @@ def main(argv=None):
         home = tables = plots = QUICK
         samples = SAMPLES // 10
         claims = {name: shortened(claim) for name, claim in claims.items()}
-    workers = args.jobs or (fid.count_cores() if device == "cpu" else 1)
+    workers = args.jobs or (os.cpu_count() if device == "cpu" else 1)
     # The default action would end this process alone, and leave the workers at work.
     before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:

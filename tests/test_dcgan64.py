@@ -22,9 +22,9 @@ import fid
 from test_scripts import ROOT, assert_same_bits, fails, read, short, watch_steps
 
 
-def pixels_of(decoded):
-    """What decode returns, as (64, 64, 3)."""
-    return torch.frombuffer(bytearray(decoded), dtype=torch.uint8).view(64, 64, 3)
+def pixels_of(path):
+    """What decode makes of a file, as (64, 64, 3)."""
+    return torch.tensor(script.decode(path, 64)).permute(1, 2, 0)
 
 
 def load(folder, *flags):
@@ -75,7 +75,7 @@ def test_a_picture_of_any_mode_is_decoded(name, mode, left, right, tmp_path):
     elif mode != "RGBA":
         image = (image if mode == "LA" else image.convert("RGB")).convert(mode)
     image.save(tmp_path / name, **({"quality": 95} if "jp" in name.lower() else {}))
-    pixels = pixels_of(script.decode(tmp_path / name)).int()
+    pixels = pixels_of(tmp_path / name).int()
     tolerance = 2 if name.endswith(("png", "bmp", "gif")) else 12
     for column, colour in (8, left), (55, right):  # away from the edge between the two
         assert (pixels[32, column] - torch.tensor(colour)).abs().max() <= tolerance
@@ -86,10 +86,16 @@ def test_a_transparent_colour_is_white_and_16_bits_go_to_the_nearest_of_8(tmp_pa
     palette.info["transparency"] = palette.getpixel((0, 0))
     for name in "clear.png", "clear.gif":
         palette.save(tmp_path / name)
-        assert pixels_of(script.decode(tmp_path / name)).eq(255).all()
-    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
-    grey = np.asarray(script.to_rgb(Image.fromarray(levels)))[:, :, 0]
-    assert np.array_equal(grey, np.floor(levels / 257 + 0.5))
+        assert pixels_of(tmp_path / name).eq(255).all()
+    levels = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
+    for name, pixels in {
+        "16 bits.png": levels.astype(np.uint16),
+        "big-endian.tif": levels.astype(">u2"),
+        "32 bits.tif": levels.astype(np.int32),
+        "floats.tif": (levels / 65535).astype(np.float32),
+    }.items():
+        Image.fromarray(pixels).save(tmp_path / name)
+        assert np.abs(pixels_of(tmp_path / name).numpy() - (levels / 257)[..., None]).max() <= 0.51, name
 
 
 def test_a_picture_gives_its_middle_square_upright(tmp_path):
@@ -100,8 +106,8 @@ def test_a_picture_gives_its_middle_square_upright(tmp_path):
     turned.save(tmp_path / "turned.jpg", exif=exif, quality=95)
     ramp.save(tmp_path / "tall.png")
     ramp.transpose(Image.Transpose.TRANSPOSE).save(tmp_path / "wide.png")
-    decoded = [script.decode(tmp_path / name) for name in ("tall.png", "wide.png", "turned.jpg")]
-    tall, wide, turned = (pixels_of(image)[:, :, 0].float() for image in decoded)
+    names = ("tall.png", "wide.png", "turned.jpg")
+    tall, wide, turned = (pixels_of(tmp_path / name)[:, :, 0].float() for name in names)
     middle = (torch.arange(64) + 0.5) * 178 / 64 - 0.5
     assert (tall - middle)[:, 2:-2].abs().max() <= 1
     assert (wide - middle[:, None])[2:-2].abs().max() <= 1
@@ -114,7 +120,7 @@ def test_a_folder_is_decoded_once_into_a_mapped_file(pictures):
     files = sorted(path for path in pictures.rglob("*") if path.suffix in (".png", ".webp", ".jpg"))
     assert (images.shape, images.dtype) == ((40, 3, 64, 64), torch.uint8)
     for image, path in zip(images, files):
-        assert torch.equal(image.permute(1, 2, 0), pixels_of(script.decode(path)))
+        assert torch.equal(image.permute(1, 2, 0), pixels_of(path))
     (cache,) = Path("data/cache").iterdir()
     assert cache.stat().st_size == 40 * 64 * 64 * 3
     written = cache.stat().st_mtime_ns
@@ -149,48 +155,71 @@ def test_a_limit_is_chosen_by_the_seed_before_anything_is_decoded(pictures):
     assert first | other < whole
 
 
-def test_hidden_files_and_folders_are_skipped(pictures):
+def test_what_a_folder_contains(pictures, capsys):
+    """Hidden files, other files and what a run made are left out; links are followed, but not in circles."""
+    pictures = pictures.rename(pictures.parent / ".pictures")  # a hidden folder may be the one to train on
     picture = next(pictures.rglob("*.png"))
     (pictures / ".thumbnails").mkdir()
     shutil.copy(picture, pictures / ".thumbnails" / "small.png")
     shutil.copy(picture, pictures / "._copy.png")
-    (pictures / "broken.png").symlink_to("nowhere.png")
-    hidden = pictures.rename(pictures.parent / ".pictures")  # but a hidden folder may be the one to train on
-    assert len(load(hidden)) == 40
+    (pictures / "2.HEIC").touch()
+    (pictures / "3.HEIC").touch()
+    (pictures / "runs/a/samples").mkdir(parents=True)
+    shutil.copy(picture, pictures / "runs/a/samples")
+    for name in "config.json", "history.csv":
+        (pictures / "runs/a" / name).touch()
+    (pictures.parent / "elsewhere").mkdir()
+    shutil.copy(picture, pictures.parent / "elsewhere" / "another.TIFF")
+    (pictures / "link").symlink_to(pictures.parent / "elsewhere")
+    for number in range(3):  # circles within circles
+        (pictures / f"{number}/below/circle{number}").symlink_to(pictures)
+    (pictures / "gone.png").symlink_to("nowhere.png")
+    names = [path.name for path in script.list_pictures(pictures)]
+    assert len(names) == 41
+    assert {"another.TIFF"} <= {*names}
+    assert "41 pictures; other files: " in (error := capsys.readouterr().err)
+    assert "'.HEIC': 2" in error
+    assert "'.txt': 1" in error
+    assert len(script.list_pictures(pictures / "runs/a")) == 1  # unless it is what was asked for
 
 
-def test_files_that_cannot_be_read_are_named_and_left_out(pictures, capsys):
+def test_files_that_cannot_be_read_are_named_and_left_out(pictures, capsys, monkeypatch):
     (pictures / "0/empty.png").write_bytes(b"")
     (pictures / "cut.jpg").write_bytes(next(pictures.rglob("*.jpg")).read_bytes()[:300])
     (pictures / "text.gif").write_text("this is text")
-    readable = [path for path in sorted(pictures.rglob("*.*")) if script.decode(path)]
+    Image.new("L", (2000, 2000)).save(pictures / "huge.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)  # twice as many are an error
+    readable = [path for path in sorted(pictures.rglob("*.*")) if script.decode(path, 64) is not None]
     images = load(pictures)
     assert len(images) == len(readable) == 40
     for image, path in zip(images, readable):  # no gaps
-        assert torch.equal(image.permute(1, 2, 0), pixels_of(script.decode(path)))
+        assert torch.equal(image.permute(1, 2, 0), pixels_of(path))
     error = capsys.readouterr().err
-    assert "3 of 43 files cannot be read: " in error
-    assert all(name in error for name in ("empty.png", "cut.jpg", "text.gif"))
+    for name, reason in ("empty.png", "identify"), ("cut.jpg", "Truncated"), ("huge.png", "exceeds limit"):
+        lines = [line for line in error.splitlines() if f"{name}: " in line]
+        assert "skipped" in lines[0]
+        assert reason in lines[0]
 
 
 def test_a_folder_without_a_picture_to_read_is_refused_in_one_line(pictures, tmp_path, capsys):
     argv = ["--dataset", "folder", "--device", "cpu", "--data-dir"]
     (tmp_path / "bad").mkdir()
-    fails(script, [*argv, tmp_path / "bad"], capsys, "--data-dir", "no picture", tmp_path / "bad")
+    for place in "bad", "nowhere", "pictures/notes.txt":
+        fails(script, [*argv, tmp_path / place], capsys, "--data-dir", "pictures")
     (tmp_path / "bad/a.png").write_bytes(b"")
-    fails(script, [*argv, tmp_path / "bad"], capsys, "--data-dir", "no picture", ".webp")
-    fails(script, [*argv, tmp_path / "nowhere"], capsys, "--data-dir", tmp_path / "nowhere")
-    fails(script, [*argv, pictures / "notes.txt"], capsys, "--data-dir", "notes.txt")
+    fails(script, [*argv, tmp_path / "bad"], capsys, "--data-dir", "damaged")
     assert not Path("runs").exists()
     assert not any(Path("data/cache").iterdir())
 
 
 SLOW = """
-import time, dcgan64_celeba as script
-def decode(path):
+import time, numpy as np, dcgan64_celeba as script
+from pathlib import Path
+script.CACHE = Path('data/cache')
+def decode(path, size):
     open("a worker is at work", "a").close()
     time.sleep(300 if path.suffix == ".jpg" and int(path.stem) > 16 else 0)
-    return bytes(64 * 64 * 3)
+    return np.zeros((3, 64, 64), np.uint8)
 script.decode = decode
 script.main(["--dataset", "folder", "--data-dir", "pictures", "--device", "cpu"])
 """
@@ -210,8 +239,8 @@ def test_ctrl_c_while_decoding_leaves_nothing(pictures, tmp_path):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
     assert any(Path("data/cache").iterdir())
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to the worker processes, too
-    _, error = process.communicate(timeout=60)  # to its end, so the workers are gone
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+    _, error = process.communicate(timeout=60)  # to its end, so its threads are gone
     assert process.returncode == 130
     assert "stopped" in error
     assert "Traceback" not in error
@@ -235,13 +264,14 @@ def test_faces_are_the_default_and_begin_with_noise(tmp_path, monkeypatch, capsy
     images = script.read_sheets(args)
     assert torch.equal(images, fid.open_faces(ROOT / "data/faces", "train")[0])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "HERE", Path())
     fails(script, [], capsys, "--data-dir", "data/faces", "--dataset folder")
     Path("data/faces").mkdir(parents=True)
     with Image.open(ROOT / "data/faces/train_00.webp") as sheet:
         sheet.save("data/faces/train_00.webp", lossless=True, method=0)
     steps = watch_steps(monkeypatch, script)
     script.main(["--limit", "4", "--epochs", "2", "--batch-size", "2", "--device", "cpu", "--out-dir", "run"])
-    assert capsys.readouterr().out.startswith("faces: 4 images, on cpu, into run\n")
+    assert "faces: 4 images, 4 steps (few: raise --epochs): run\n" in capsys.readouterr().err
     assert [step["noise_std"] for step in steps] == [0.5, 0.5, 0.25, 0.25]
     seen = {
         ((step["real"][i] + 1) * 127.5).round().byte().numpy().tobytes() for step in steps for i in (0, 1)
@@ -260,10 +290,11 @@ def test_celeba_is_the_default_where_its_folder_is(tmp_path, monkeypatch, capsys
         raise OSError("quota")
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(script, "HERE", Path())
     monkeypatch.setattr(datasets.CelebA, "download", refuse)
     argv = ["--batch-size", "4", "--epochs", "1", "--device", "cpu"]
     words = "--data-dir", "img_align_celeba.zip", "quota", "--dataset faces or folder"
-    fails(script, [*argv, "--dataset", "celeba"], capsys, tmp_path / "data" / script.CELEBA, *words)
+    fails(script, [*argv, "--dataset", "celeba"], capsys, "data" / script.CELEBA, *words)
     assert not Path("runs").exists()
     folder = tmp_path / "data/celeba/img_align_celeba"
     folder.mkdir(parents=True)
@@ -272,7 +303,7 @@ def test_celeba_is_the_default_where_its_folder_is(tmp_path, monkeypatch, capsys
         noise = rng.integers(0, 256, (218, 178, 3), dtype=np.uint8)
         Image.fromarray(noise).save(folder / f"{number + 1:06d}.jpg")
     script.main(argv)
-    assert capsys.readouterr().out.startswith("celeba: 8 images, on cpu, into runs/dcgan64_celeba/001\n")
+    assert "celeba: 8 images, 2 steps" in capsys.readouterr().err
     settings = read("runs/dcgan64_celeba/001/checkpoint.pt")["settings"]
     assert (settings["dataset"], settings["instance_noise"]) == ("celeba", 0)
 
@@ -367,12 +398,13 @@ def test_two_processes_resume_and_one_goes_on(tmp_path, no_plots):
 
 def test_torchrun_decodes_a_folder_once_and_leaves_one_run(pictures, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    command += [script.__file__, "--dataset", "folder", "--data-dir", "pictures", "--device", "cpu"]
+    shutil.copy(script.__file__, tmp_path)  # decoded pictures go beside it
+    command += [Path(script.__file__).name, "--dataset", "folder", "--data-dir", "pictures", "--device", "cpu"]
     command += ["--epochs", "1", "--batch-size", "21"]  # 10 for each process
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("epoch 1/1") == result.stdout.count("40 images") == 1
+    assert result.stdout.count("epoch 1/1") == result.stderr.count("40 images") == 1
     assert len(list(Path("data/cache").iterdir())) == 1
     assert [path.name for path in Path("runs/dcgan64_celeba").iterdir()] == ["001"]
 

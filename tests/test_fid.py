@@ -19,6 +19,7 @@ from torch import nn
 from torchvision import datasets
 from torchvision.transforms.functional import gaussian_blur, resize
 
+import dcgan64_celeba
 import fid
 from test_scripts import ROOT, fails
 
@@ -465,9 +466,34 @@ def test_wrong_usage_is_named_in_one_line(folders, flags, words, capsys):
     fails(fid, [*flags.split(), "--data-dir", ROOT / "data"], capsys, *words.split())
 
 
-def test_files_that_are_damaged_are_named_in_one_line(folders, tiny, capsys):
+def test_files_that_are_damaged_are_named_and_left_out(folders, tiny, capsys):
+    whole = fid_json(capsys, "a", "b")
     Path("a/bad.png").write_bytes(Path("a/0.png").read_bytes()[:60])
-    fails(fid, ["a", "b", "--device", "cpu"], capsys, "a/bad.png", "cannot be read")
+    Path("a/worse.jpg").write_text("text")
+    Path("a/.hidden.png").write_text("text")
+    fid.main(["a", "b", "--device", "cpu", "--json", "--neighbours", "out.png"])
+    output = capsys.readouterr()
+    result = json.loads(output.out)
+    assert result["images"] == whole["images"]
+    assert result["frechet_distance"] == pytest.approx(whole["frechet_distance"], rel=1e-4)
+    assert "skipped a/bad.png: " in output.err
+    assert "skipped a/worse.jpg: cannot identify" in output.err
+    assert "hidden" not in output.err
+    for path in Path("a").iterdir():
+        path.write_text("text")
+    fails(fid, ["a", "b", "--device", "cpu"], capsys, "a", "too few")
+
+
+def test_files_are_cropped_and_resized_as_training_does(folders, tiny, capsys):
+    Path("photos").mkdir()
+    Path("samples").mkdir()
+    for number in range(6):
+        photo = Image.effect_noise((300 + 50 * number, 200), 90).convert("RGB")
+        photo.save(f"photos/{number}.png")
+        pixels = dcgan64_celeba.decode(Path("photos", f"{number}.png"), 64)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(f"samples/{number}.png")
+    assert fid_json(capsys, "photos", "samples", "--image-size", 64)["frechet_distance"] < 1e-6
+    assert fid_json(capsys, "photos", "samples")["frechet_distance"] > 1e-3
 
 
 def test_weights_of_another_network_are_named_in_one_line(folders, inception, capsys):
@@ -677,10 +703,10 @@ def functions(name):
 
 
 def test_functions_that_fid_shares_with_scripts_have_the_same_text():
-    own = {"add_flags", "parse_args", "main"}  # other flags, and no training
+    own = {"add_flags", "parse_args", "main", "decode"}  # other flags, no training, pictures of any size
     ours, theirs = functions("fid"), functions("dcgan_mnist") | functions("dcgan64_celeba")
     shared = ours.keys() & theirs.keys() - own
-    assert shared == {"fail", "count", "to_rgb", "count_cores"}
+    assert shared == {"fail", "list_pictures"}
     for name in shared:
         assert ours[name] == theirs[name], name
     assert len((ROOT / "fid.py").read_text().splitlines()) <= 800

@@ -6,7 +6,6 @@ What is one text in all scripts is tested on one of them.
 import ast
 import importlib
 import inspect
-import shutil
 import sys
 from pathlib import Path
 
@@ -152,8 +151,7 @@ def test_fid_track_repeats_an_epoch_that_is_trained_again(tmp_path, no_plots):
 
 
 def test_fid_every_needs_fid_beside_the_script(tmp_path, monkeypatch, capsys):
-    shutil.copy(ROOT / "dcgan_mnist.py", tmp_path)
-    monkeypatch.setattr(dcgan_mnist, "__file__", str(tmp_path / "dcgan_mnist.py"))
+    monkeypatch.setattr(dcgan_mnist, "HERE", tmp_path)
     fails(dcgan_mnist, ["--fid-every", 1], capsys, "--fid-every", "fid.py")
 
 
