@@ -629,7 +629,7 @@ def read_folders(args, train):
     names = [name for name in a if name in b]
     alone = sorted(a.keys() ^ b.keys())
     if alone:
-        print(f"{len(alone)} pictures have no partner of the same name: {', '.join(alone[:5])}", flush=True)
+        tqdm.write(f"{len(alone)} pictures have no partner of their name: {alone[:5]} ...", file=sys.stderr)
     if folders == others:  # one name in ten is for testing, always the same ones
         names = [name for name in names if (zlib.crc32(os.fsencode(name)) % 10 > 0) == train]
     names, uneven = choose(names, args, train), []
@@ -638,7 +638,7 @@ def read_folders(args, train):
             if abs(x.width * y.height - x.height * y.width) > 0.02 * x.width * y.height:
                 uneven.append(name)
     if uneven:
-        print(f"{len(uneven)} pairs of unequal proportions, crops will not match: {', '.join(uneven[:5])}")
+        tqdm.write(f"{len(uneven)} pairs have unequal proportions: {uneven[:5]} ...", file=sys.stderr)
     half_a, half_b = (0, 1) if folders[0] == folders[1] and not args.task else (None, None)
     a, names_a = read_pictures({name: a[name] for name in names}, args.image_size, half_a)
     b, names_b = read_pictures({name: b[name] for name in names}, args.image_size, half_b)

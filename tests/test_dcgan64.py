@@ -399,7 +399,15 @@ def test_two_processes_resume_and_one_goes_on(tmp_path, no_plots):
 def test_torchrun_decodes_a_folder_once_and_leaves_one_run(pictures, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     shutil.copy(script.__file__, tmp_path)  # decoded pictures go beside it
-    command += [Path(script.__file__).name, "--dataset", "folder", "--data-dir", "pictures", "--device", "cpu"]
+    command += [
+        Path(script.__file__).name,
+        "--dataset",
+        "folder",
+        "--data-dir",
+        "pictures",
+        "--device",
+        "cpu",
+    ]
     command += ["--epochs", "1", "--batch-size", "21"]  # 10 for each process
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

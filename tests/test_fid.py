@@ -410,7 +410,7 @@ def test_only_the_released_weights_on_both_sides_make_it_an_fid(folders, tiny, c
     out, err = capsys.readouterr()
     assert "\nfid  " in out
     assert "do not compare" not in out
-    assert "10 images are fewer than the 12 features" in err
+    assert "fewer images than the 12 features" in err
     for pair in ("unknown.npz", "b"), ("known.npz", "unknown.npz"), ("unknown.npz", "unknown.npz"):
         result = fid_json(capsys, *pair)
         assert "fid" not in result
@@ -493,7 +493,7 @@ def test_files_are_cropped_and_resized_as_training_does(folders, tiny, capsys):
         pixels = dcgan64_celeba.decode(Path("photos", f"{number}.png"), 64)
         Image.fromarray(pixels.transpose(1, 2, 0)).save(f"samples/{number}.png")
     assert fid_json(capsys, "photos", "samples", "--image-size", 64)["frechet_distance"] < 1e-6
-    assert fid_json(capsys, "photos", "samples")["frechet_distance"] > 1e-3
+    assert fid_json(capsys, "photos", "samples")["frechet_distance"] > 1e-5
 
 
 def test_weights_of_another_network_are_named_in_one_line(folders, inception, capsys):
