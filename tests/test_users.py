@@ -47,19 +47,8 @@ def test_a_renamed_copy_runs_from_any_folder_and_without_docstrings(tmp_path):
     (tmp_path / "gans/data").symlink_to(ROOT / "data")
     (tmp_path / "ü").mkdir()
     options = {"PYTHONOPTIMIZE": "2", "PYTHONIOENCODING": "ascii"}  # a terminal that cannot print ü
-    flags = [
-        "--limit",
-        8,
-        "--batch-size",
-        4,
-        "--epochs",
-        1,
-        "--device",
-        "cpu",
-        "--out-dir",
-        tmp_path / "ü/run",
-    ]
-    result = run(tmp_path / "ü", "../gans/my_gan.py", *flags, **options)
+    flags = "--limit 8 --batch-size 4 --epochs 1 --device cpu --out-dir".split()
+    result = run(tmp_path / "ü", "../gans/my_gan.py", *flags, tmp_path / "ü/a", **options)
     assert result.returncode == 0, result.stderr
     flags = ["--generate", 2, "--checkpoint", tmp_path / "ü/a/checkpoint.pt", "--out-dir", tmp_path / "ü/two"]
     result = run(tmp_path / "ü", "../gans/my_gan.py", *flags, **options)
