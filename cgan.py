@@ -15,7 +15,6 @@ A GAN draws you a digit, but you cannot ask for a 7. The remedy is simple: tell 
 
 Nothing here says "draw a 7". But D sees real images only with their own class, so a perfect 3 labelled 7 is
 as much a fake as a blot. To fool D, G has to draw what it is told: in effect ten GANs that share weights.
-
 In G, each class is ten learned numbers, appended to z; in D, a learned picture, beside the image.
 
 What to watch: the pictures. Each row is a class and each column one z, so what a column shares, slant and
@@ -26,6 +25,7 @@ its rate, in batches of 64 (the paper: dense layers, maxout in D, one-hot classe
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -80,22 +80,21 @@ def add_flags(add):
 
 # %% Networks
 class Generator(nn.Module):
-    """Noise z (N, latent_dim) and classes (N,) to images (N, 1, 28, 28) in [-1, 1]."""
+    """Noise z (N, latent_dim) and classes (N,) to images (N, 1, 28, 28) in [-1, 1]. Below, w is the width."""
 
     def __init__(self, latent_dim=100, width=16, classes=10):
         super().__init__()
-        w = width
         self.latent_dim = latent_dim
         self.embedding = nn.Embedding(classes, 10)  # (N, 10)
         self.layers = nn.Sequential(
-            nn.Linear(latent_dim + 10, 4 * w * 7 * 7),
-            nn.BatchNorm1d(4 * w * 7 * 7),
+            nn.Linear(latent_dim + 10, 4 * width * 7 * 7),
+            nn.BatchNorm1d(4 * width * 7 * 7),
             nn.ReLU(),
-            nn.Unflatten(1, (4 * w, 7, 7)),  # (N, 4w, 7, 7)
-            nn.ConvTranspose2d(4 * w, 2 * w, 4, stride=2, padding=1, bias=False),  # (N, 2w, 14, 14)
-            nn.BatchNorm2d(2 * w),
+            nn.Unflatten(1, (4 * width, 7, 7)),  # (N, 4w, 7, 7)
+            nn.ConvTranspose2d(4 * width, 2 * width, 4, stride=2, padding=1, bias=False),  # (N, 2w, 14, 14)
+            nn.BatchNorm2d(2 * width),
             nn.ReLU(),
-            nn.ConvTranspose2d(2 * w, 1, 4, stride=2, padding=1, bias=False),  # (N, 1, 28, 28)
+            nn.ConvTranspose2d(2 * width, 1, 4, stride=2, padding=1, bias=False),  # (N, 1, 28, 28)
             nn.Tanh(),
         )
 
@@ -108,24 +107,23 @@ class Discriminator(nn.Module):
 
     def __init__(self, width=16, d_layers=3, classes=10):
         super().__init__()
-        w = width
         self.embedding = nn.Embedding(classes, 28 * 28)  # (N, 784), a picture for each class
         layers = [
-            nn.Conv2d(2, w, 4, stride=2, padding=1),  # (N, w, 14, 14)
+            nn.Conv2d(2, width, 4, stride=2, padding=1),  # (N, w, 14, 14)
             nn.LeakyReLU(0.2),
-            nn.Conv2d(w, 2 * w, 4, stride=2, padding=1, bias=False),  # (N, 2w, 7, 7)
-            nn.BatchNorm2d(2 * w),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1, bias=False),  # (N, 2w, 7, 7)
+            nn.BatchNorm2d(2 * width),
             nn.LeakyReLU(0.2),
         ]
         if d_layers == 2:  # each of the 7x7 places sees 10x10 pixels, and the linear layer adds them up
-            layers += [nn.Flatten(), nn.Linear(2 * w * 7 * 7, 1)]  # (N, 1)
+            layers += [nn.Flatten(), nn.Linear(2 * width * 7 * 7, 1)]  # (N, 1)
         else:  # a third convolution sees up to 22x22 pixels, most of a digit
             layers += [
-                nn.Conv2d(2 * w, 4 * w, 4, stride=2, padding=1, bias=False),  # (N, 4w, 3, 3)
-                nn.BatchNorm2d(4 * w),
+                nn.Conv2d(2 * width, 4 * width, 4, stride=2, padding=1, bias=False),  # (N, 4w, 3, 3)
+                nn.BatchNorm2d(4 * width),
                 nn.LeakyReLU(0.2),
                 nn.Flatten(),
-                nn.Linear(4 * w * 3 * 3, 1),  # (N, 1)
+                nn.Linear(4 * width * 3 * 3, 1),  # (N, 1)
             ]
         self.layers = nn.Sequential(*layers)
 
@@ -187,10 +185,11 @@ def build(args):
     torch.manual_seed(args.seed)
     generator = Generator(args.latent_dim, args.width, len(args.class_names))
     discriminator = Discriminator(args.width, args.d_layers, len(args.class_names))
+    layout = torch.contiguous_format if "mps" in args.device else torch.channels_last  # faster; wrong on mps
     for network in generator, discriminator:
         if args.init == "normal":
             network.apply(init_weights)
-        network.to(args.device, memory_format=torch.channels_last)  # faster convolutions
+        network.to(args.device, memory_format=layout)
     adam = {"betas": (0.5, 0.999), "fused": True}  # fused: faster
     return {
         "generator": generator,
@@ -214,8 +213,7 @@ def train(args):
     if batch_size < 2:
         fail("--batch-size, --limit: batch normalisation needs 2 images or more in a batch")
     parts = build(args)
-    generator = parts["generator"]
-    history = []  # the mean metrics of each epoch
+    generator, history = parts["generator"], []  # history has the mean metrics of each epoch
     if args.resume:
         history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
         parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
@@ -245,7 +243,7 @@ def train(args):
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
         draw(generator, folder, epoch, args)
-        plot(history, folder)
+        plot(history, folder, last=epoch == args.epochs)
         if args.fid_every and epoch % args.fid_every == 0:
             fid.track(judge, lambda n: sample(generator, torch.randn(n, args.latent_dim)), folder, epoch)
         save(parts, history, folder, args)
@@ -323,13 +321,13 @@ def sample(generator, z, classes=None):
     training, device = generator.training, next(generator.parameters()).device
     generator.eval()
     chunks = zip(z.split(500), classes.split(500))
-    images = torch.cat([generator(z.to(device), y.to(device)).cpu() for z, y in chunks])
+    images = torch.cat([generator(z.to(device), y.to(device)).cpu() / 2 + 0.5 for z, y in chunks])
     generator.train(training)
-    return images / 2 + 0.5
+    return images
 
 
 def draw(generator, folder, epoch, args):
-    """Write the samples of an epoch, always from the same z, interpolation.png and progress.gif."""
+    """Write the samples of an epoch, a row for each class, always from the same ten z; and progress.gif."""
     (folder / "samples").mkdir(exist_ok=True)
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(10, args.latent_dim, generator=rng)
@@ -337,18 +335,18 @@ def draw(generator, folder, epoch, args):
     classes = torch.arange(rows).repeat_interleave(10)  # one for each class
     images = sample(generator, z.repeat(rows, 1), classes)
     save_image(images, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=10)
-    t = torch.linspace(0, math.pi / 2, 10)[:, None]  # cos^2 + sin^2 = 1: each z on the arc is from N(0, I)
-    walk = t.cos() * z[0] + t.sin() * z[1]
-    save_image(sample(generator, walk.repeat(rows, 1), classes), folder / "interpolation.png", nrow=10)
     paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
     frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
-def plot(history, folder):
-    """Write the means of each epoch into history.csv and losses.png."""
+def plot(history, folder, last=True):
+    """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
     rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
     (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
+    path = folder / "losses.png"
+    if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
+        return  # a plot can take longer than an epoch
     figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
     for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
         values = [[means[name] for name in names] for means in history]
@@ -356,21 +354,19 @@ def plot(history, folder):
         axis.locator_params("x", integer=True)
         axis.set_xlabel("epoch")
         axis.legend()
-    figure.savefig(folder / "losses.png")
+    figure.savefig(path)
 
 
 def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    for number in range(1, 10**6):
-        folder = Path(args.out_dir or f"{parent}/{number:03d}")
-        try:
+    numbered = (f"{parent}/{number:03d}" for number in range(1, 10**6))
+    for folder in map(Path, [args.out_dir] if args.out_dir else numbered):
+        with contextlib.suppress(FileExistsError):  # there, perhaps since a moment ago
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:  # perhaps since a moment ago, by another run
-            if args.out_dir:
-                raise
+    fail(f"--out-dir: {args.out_dir} is there already; name a new folder")
 
 
 def save(parts, history, folder, args):
@@ -385,8 +381,7 @@ def save(parts, history, folder, args):
     tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
     try:
         if args.keep_every and len(history) % args.keep_every == 0:
-            names = checkpoint.keys() & {"generator", "ema", "script", "settings"}
-            torch.save({name: checkpoint[name] for name in names}, alone)
+            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, alone)
         torch.save(checkpoint, tmp)
     except (OSError, RuntimeError) as error:  # a full disk can look like either
         tmp.unlink(missing_ok=True)
@@ -438,12 +433,16 @@ def parse_args(argv=None):
             fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
     if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
-    if args.device == "auto":
+    auto = args.device == "auto"
+    if auto:
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # many types are possible
-        fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
+    except Exception as error:  # many types are possible
+        if not auto:
+            fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
+        tqdm.write(f"cpu, for {args.device} does not work ({error!r:.150})", file=sys.stderr)
+        args.device = "cpu"
     return args
 
 
@@ -467,6 +466,7 @@ def generate(args):
 def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is exact
     run = generate if args.checkpoint else train
     try:
         run(args)

@@ -31,6 +31,7 @@ small pictures, networks and patches; 4 epochs, not 200; batches of 16; a pool o
 """
 
 import argparse
+import contextlib
 import csv
 import hashlib
 import json
@@ -59,13 +60,7 @@ SCRIPT = "cyclegan"
 HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
 CACHE = HERE / "data" / "cache" if os.access(HERE, os.W_OK) else Path.home() / ".cache" / "gans"
 PANELS = [["g_ab", "g_ba"], ["d_a", "d_b"], ["cycle_a", "cycle_b", "identity"]]  # what losses.png shows
-
-
-def pixels(text):
-    """A size of pictures, or "own"."""
-    if text not in ("32", "64", "128", "256", "own"):
-        raise ValueError
-    return text if text == "own" else int(text)
+LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # of folders; the last: side by side
 
 
 def add_flags(add):
@@ -81,7 +76,8 @@ def add_flags(add):
     add("--task", choices=tasks, help="how A is made; None: lines for faces, outline for digits")
     add("--paired-tests", action="store_true", help="test pictures of one name in A and B are pairs")
     add("--direction", choices=["a2b", "b2a"], default="a2b", help="for --generate and --translate")
-    add("--image-size", type=pixels, help="32 (digits), 64, 128, 256; with --translate own: as each one is")
+    sizes = ["32", "64", "128", "256", "own"]
+    add("--image-size", choices=sizes, help="pixels; None: 32 for digits, else 64; own: with --translate")
     add("--decay", type=float, default=0.5, help="share of the run in which the rates fall to 0")
     add("--epochs", type=int, default=4, help="passes over the larger of A and B")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generators")
@@ -96,7 +92,7 @@ def add_flags(add):
     add("--limit", type=int, metavar="N", help="use N pictures only, for a quick look")
     add("--fid-every", type=int, metavar="K", help="every K epochs, measure test pictures with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on some processors")
+    add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="faster: tf32 on GPUs; bf16")
     add("--seed", type=int, default=42, help="all randomness follows from it")
     add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
@@ -140,7 +136,7 @@ class Generator(nn.Module):
         super().__init__()
         w = width
         self.layers = nn.Sequential(
-            nn.ReflectionPad2d(3),
+            nn.ReflectionPad2d(3),  # on CUDA its gradient, and so --resume, is not exact to the last bit
             nn.Conv2d(in_channels, w, 7, bias=False),  # (N, 32, 32, 32)
             NORMS[norm](w),
             nn.ReLU(),
@@ -348,12 +344,10 @@ def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
     domains, _ = load_domains(args, train=True)
     test, _ = load_domains(args, train=False)
-    paired = args.paired_tests or args.task not in (None, "glasses")  # so test pictures have targets
     a, b = domains["a"].to(args.device), domains["b"].to(args.device)
     batch_size = min(args.batch_size, len(a), len(b))
     parts = build(args)
-    generator = parts["generator"]
-    history = []  # the mean metrics of each epoch
+    generator, history = parts["generator"], []  # history has the mean metrics of each epoch
     if args.resume:
         history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
     if len(history) >= args.epochs:
@@ -383,13 +377,13 @@ def train(args):
             metrics.append(train_step(**parts, **batch, **options))
 
         means = {name: torch.stack([step[name] for step in metrics]).mean().item() for name in metrics[0]}
-        if paired:
+        if args.paired_tests or args.task not in (None, "glasses"):  # test pictures have targets
             means |= measure(generator, test)
         history.append({"epoch": epoch} | means)
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
         draw(generator, test, folder, epoch)
-        plot(history, folder)
+        plot(history, folder, last=epoch == args.epochs)
         if args.fid_every and epoch % args.fid_every == 0:
             total = min(10_000, len(test["a"]))
             fid.track(judge, lambda n: sample(generator["ab"], test["a"][:n] / 255), folder, epoch, total)
@@ -408,9 +402,9 @@ def sample(generator, images):
     """What a generator makes of images (N, C, S, S) in [0, 1], in eval mode: images in [0, 1], on the CPU."""
     training, device = generator.training, next(generator.parameters()).device
     generator.eval()
-    outputs = torch.cat([generator(chunk.to(device) * 2 - 1).cpu() for chunk in images.split(32)])
+    outputs = torch.cat([generator(chunk.to(device) * 2 - 1).cpu() / 2 + 0.5 for chunk in images.split(32)])
     generator.train(training)
-    return outputs / 2 + 0.5
+    return outputs
 
 
 def measure(generator, test):
@@ -440,10 +434,13 @@ def in_colour(*batches):
     return torch.cat([images.expand(-1, channels, -1, -1) for images in batches])
 
 
-def plot(history, folder):
-    """Write the means of each epoch into history.csv and losses.png."""
+def plot(history, folder, last=True):
+    """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
     rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
     (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
+    path = folder / "losses.png"
+    if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
+        return  # a plot can take longer than an epoch
     figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
     for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
         values = [[means[name] for name in names] for means in history]
@@ -451,21 +448,19 @@ def plot(history, folder):
         axis.locator_params("x", integer=True)
         axis.set_xlabel("epoch")
         axis.legend()
-    figure.savefig(folder / "losses.png")
+    figure.savefig(path)
 
 
 def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    for number in range(1, 10**6):
-        folder = Path(args.out_dir or f"{parent}/{number:03d}")
-        try:
+    numbered = (f"{parent}/{number:03d}" for number in range(1, 10**6))
+    for folder in map(Path, [args.out_dir] if args.out_dir else numbered):
+        with contextlib.suppress(FileExistsError):  # there, perhaps since a moment ago
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:  # perhaps since a moment ago, by another run
-            if args.out_dir:
-                raise
+    fail(f"--out-dir: {args.out_dir} is there already; name a new folder")
 
 
 def save(parts, history, folder, args):
@@ -480,8 +475,7 @@ def save(parts, history, folder, args):
     tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
     try:
         if args.keep_every and len(history) % args.keep_every == 0:
-            names = checkpoint.keys() & {"generator", "ema", "script", "settings"}
-            torch.save({name: checkpoint[name] for name in names}, alone)
+            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, alone)
         torch.save(checkpoint, tmp)
     except (OSError, RuntimeError) as error:  # a full disk can look like either
         tmp.unlink(missing_ok=True)
@@ -613,9 +607,6 @@ def fit(images, size):
 
 
 # %% Folders: pictures are decoded once, into a file
-LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # the last: A and B side by side
-
-
 def list_pictures(folder):
     """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
     files, visited = [], set()
@@ -738,12 +729,14 @@ def parse_args(argv=None):
     if args.resume or args.checkpoint:
         parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     else:
-        size = args.image_size or (32 if "mnist" in args.dataset else 64)
+        size = int(args.image_size or (32 if "mnist" in args.dataset else 64))
         task = {"faces": "lines", "folder": None}.get(args.dataset, "outline")
         patch_layers = {32: 1, 64: 2, 128: 3, 256: 3}[size]  # about half of the picture, at most 70 pixels
         blocks = {32: 4, 64: 4, 128: 6, 256: 9}[size]
         parser.set_defaults(image_size=size, task=task, patch_layers=patch_layers, blocks=blocks)
     args = parser.parse_args(argv)  # with the new defaults
+    if args.image_size != "own":
+        args.image_size = int(args.image_size)
     for name, value in vars(args).items():
         least = 0 if isinstance(value, float) or name in ("seed", "pool") else 1
         if type(value) in (int, float) and not least <= value < math.inf:
@@ -751,12 +744,16 @@ def parse_args(argv=None):
     check(args)
     if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
-    if args.device == "auto":
+    auto = args.device == "auto"
+    if auto:
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # many types are possible
-        fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
+    except Exception as error:  # many types are possible
+        if not auto:
+            fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
+        tqdm.write(f"cpu, for {args.device} does not work ({error!r:.150})", file=sys.stderr)
+        args.device = "cpu"
     return args
 
 
@@ -787,6 +784,7 @@ def generate(args):
 def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
     run = generate if args.checkpoint else train
     try:
         run(args)

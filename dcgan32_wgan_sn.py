@@ -29,6 +29,7 @@ one step of C for one of G. The rates are ten times the tutorials' (--published)
 """
 
 import argparse
+import contextlib
 import json
 import math
 import sys
@@ -70,7 +71,7 @@ def add_flags(add):
     add("--limit", type=int, metavar="N", help="train on N of the images only, for a quick look")
     add("--fid-every", type=int, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on some processors")
+    add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="faster: tf32 on GPUs; bf16")
     add("--seed", type=int, default=42, help="all randomness follows from it")
     add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
@@ -211,8 +212,9 @@ def build(args):
     channels = 3 if args.dataset == "cifar10" else 1
     generator = Generator(args.latent_dim, channels)
     critic = Critic(channels, args.critic_norm == "batch", not args.no_spectral_norm)
+    layout = torch.contiguous_format if "mps" in args.device else torch.channels_last  # faster; wrong on mps
     for network in generator, critic:
-        network.to(args.device, memory_format=torch.channels_last)  # faster convolutions
+        network.to(args.device, memory_format=layout)
     adam = {"betas": (0.5, 0.999), "fused": True}  # fused: faster
     return {
         "generator": generator,
@@ -263,7 +265,7 @@ def train(args):
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
         draw(generator, folder, epoch, args)
-        plot(history, folder)
+        plot(history, folder, last=epoch == args.epochs)
         if args.fid_every and epoch % args.fid_every == 0:
             fid.track(judge, lambda n: sample(generator, uniform(n, args.latent_dim)), folder, epoch)
         save(parts, history, folder, args)
@@ -294,9 +296,9 @@ def sample(generator, z):
     """Images (N, C, H, W) in [0, 1], on the CPU; in eval mode, so that each depends on its own z alone."""
     training, device = generator.training, next(generator.parameters()).device
     generator.eval()
-    images = torch.cat([generator(chunk.to(device)).cpu() for chunk in z.split(500)])
+    images = torch.cat([generator(chunk.to(device)).cpu() / 2 + 0.5 for chunk in z.split(500)])
     generator.train(training)
-    return images / 2 + 0.5
+    return images
 
 
 def draw(generator, folder, epoch, args):
@@ -322,10 +324,13 @@ def draw_stage(generator, folder, step, args):
     Image.fromarray(np.hstack(grids)).save(folder / "stages.png")
 
 
-def plot(history, folder):
-    """Write the means of each epoch into history.csv and losses.png."""
+def plot(history, folder, last=True):
+    """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
     rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
     (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
+    path = folder / "losses.png"
+    if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
+        return  # a plot can take longer than an epoch
     figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
     for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
         values = [[means[name] for name in names] for means in history]
@@ -333,21 +338,19 @@ def plot(history, folder):
         axis.locator_params("x", integer=True)
         axis.set_xlabel("epoch")
         axis.legend()
-    figure.savefig(folder / "losses.png")
+    figure.savefig(path)
 
 
 def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    for number in range(1, 10**6):
-        folder = Path(args.out_dir or f"{parent}/{number:03d}")
-        try:
+    numbered = (f"{parent}/{number:03d}" for number in range(1, 10**6))
+    for folder in map(Path, [args.out_dir] if args.out_dir else numbered):
+        with contextlib.suppress(FileExistsError):  # there, perhaps since a moment ago
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:  # perhaps since a moment ago, by another run
-            if args.out_dir:
-                raise
+    fail(f"--out-dir: {args.out_dir} is there already; name a new folder")
 
 
 def save(parts, history, folder, args):
@@ -362,8 +365,7 @@ def save(parts, history, folder, args):
     tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
     try:
         if args.keep_every and len(history) % args.keep_every == 0:
-            names = checkpoint.keys() & {"generator", "ema", "script", "settings"}
-            torch.save({name: checkpoint[name] for name in names}, alone)
+            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, alone)
         torch.save(checkpoint, tmp)
     except (OSError, RuntimeError) as error:  # a full disk can look like either
         tmp.unlink(missing_ok=True)
@@ -415,12 +417,16 @@ def parse_args(argv=None):
             fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
     if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
-    if args.device == "auto":
+    auto = args.device == "auto"
+    if auto:
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # many types are possible
-        fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
+    except Exception as error:  # many types are possible
+        if not auto:
+            fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
+        tqdm.write(f"cpu, for {args.device} does not work ({error!r:.150})", file=sys.stderr)
+        args.device = "cpu"
     return args
 
 
@@ -438,6 +444,7 @@ def generate(args):
 def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
     run = generate if args.checkpoint else train
     try:
         run(args)

@@ -53,16 +53,8 @@ from torchvision.transforms.functional import resize
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-
 # %% Networks
-def average_pool(x):
-    """The mean of each 3x3 neighbourhood, in which padding does not count, unlike in torchvision's blocks."""
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
-
-
-def max_pool(x):
-    """The largest of each 3x3 neighbourhood."""
-    return F.max_pool2d(x, 3, stride=1, padding=1)
+AVERAGE_POOL = nn.AvgPool2d(3, 1, 1, count_include_pad=False)  # unlike in torchvision's blocks
 
 
 class BlockA(inception.InceptionA):
@@ -71,7 +63,7 @@ class BlockA(inception.InceptionA):
     def _forward(self, x):
         small = self.branch5x5_2(self.branch5x5_1(x))
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return [self.branch1x1(x), small, double, self.branch_pool(average_pool(x))]
+        return [self.branch1x1(x), small, double, self.branch_pool(AVERAGE_POOL(x))]
 
 
 class BlockC(inception.InceptionC):
@@ -81,7 +73,7 @@ class BlockC(inception.InceptionC):
         single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return [self.branch1x1(x), single, double, self.branch_pool(average_pool(x))]
+        return [self.branch1x1(x), single, double, self.branch_pool(AVERAGE_POOL(x))]
 
 
 class BlockE(inception.InceptionE):
@@ -116,8 +108,8 @@ class FIDInception(inception.Inception3):
         self.Mixed_6c = BlockC(768, channels_7x7=160)
         self.Mixed_6d = BlockC(768, channels_7x7=160)
         self.Mixed_6e = BlockC(768, channels_7x7=192)
-        self.Mixed_7b = BlockE(1280, average_pool)
-        self.Mixed_7c = BlockE(2048, max_pool)
+        self.Mixed_7b = BlockE(1280, AVERAGE_POOL)
+        self.Mixed_7c = BlockE(2048, nn.MaxPool2d(3, 1, 1))
         self.eval()
 
     def prepare(self, images):
@@ -456,8 +448,7 @@ def batches(image_set, args):
 def measure(image_set, network, weights, args):
     """Fill in what the network finds in an ImageSet, and return it; `weights` is their hash."""
     features, logits = [], []
-    steps = math.ceil(image_set.count / args.batch_size)
-    for batch in tqdm(batches(image_set, args), image_set.path, steps):
+    for batch in tqdm(batches(image_set, args), image_set.path, math.ceil(image_set.count / args.batch_size)):
         prepared = torch.cat([network.prepare(images.to(args.device)) for images in batch])
         batch_features, batch_logits = network(prepared)
         features.append(batch_features)
@@ -465,14 +456,15 @@ def measure(image_set, network, weights, args):
     if image_set.count < 2:
         fail(f"{image_set.path}: too few images can be read")
     features = torch.cat(features)
-    mu, sigma = moments(features.cpu() if args.device.startswith("mps") else features)  # mps has no float64
+    features = features.cpu() if args.device.startswith("mps") else features  # mps has no float64
+    mu, sigma = moments(features)
     image_set.mu, image_set.sigma, image_set.weights = mu.cpu(), sigma.cpu(), weights
-    image_set.features, image_set.logits = features.cpu(), torch.cat(logits).cpu()
+    image_set.features, image_set.logits = features, torch.cat(logits).cpu()
     if not image_set.sigma.isfinite().all():
         fail(f"{image_set.path}: features are not finite; give the weights of this network")
     if image_set.count < network.size:
-        text = f"fewer images than the {network.size} features; the distance will be far too large"
-        tqdm.write(f"{image_set.path}: {text}", file=sys.stderr)
+        few = f"fewer images than the {network.size} features: the distance is far too large"
+        tqdm.write(f"{image_set.path}: {few}", file=sys.stderr)
     return image_set
 
 
@@ -558,7 +550,7 @@ def load_classifier(name, data_dir, device):
         torch.manual_seed(0)
         network = DigitClassifier() if name in TEN_CLASSES else FaceClassifier((labels.amax(0) + 1).tolist())
     if labels.amax() >= sum(network.classes):
-        fail(f"--data-dir: {name} there has {labels.amax() + 1} classes; its classifier has 10")
+        fail(f"--data-dir: {name} has more than 10 classes there")
     # Its name changes with the network and the data that it comes from.
     key = hashlib.sha256(repr(network).encode() + images.numpy().tobytes() + labels.numpy().tobytes())
     cache = CACHE / f"classifier-{name}-{key.hexdigest()[:12]}.pt"
@@ -649,7 +641,7 @@ def track(judge, draw, folder, epoch, count=10_000):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         images = draw(count)
-    values = judge((images * 255).round().to(torch.uint8))
+    values = judge(torch.cat([(chunk * 255).round().to(torch.uint8) for chunk in images.split(500)]))
     path = Path(folder, "distances.csv")
     rows = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2).tolist() if path.exists() else []
     rows = [row for row in rows if row[0] < epoch] + [[epoch, *values]]  # a resumed run may repeat an epoch
@@ -723,12 +715,16 @@ def parse_args(argv=None):
         args.dataset = args.dataset or named.pop()
         if args.weights:
             fail("--weights: these are for --features inception; the classifier trains its own")
-    if args.device == "auto":
+    auto = args.device == "auto"
+    if auto:
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # many types are possible
-        fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
+    except Exception as error:  # many types are possible
+        if not auto:
+            fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
+        tqdm.write(f"cpu, for {args.device} does not work ({error!r:.150})", file=sys.stderr)
+        args.device = "cpu"
     return args
 
 

@@ -26,7 +26,7 @@ target's. Try --gan-weight 0, which leaves L1 alone: which of the two gets bette
 
 Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: small
 pictures, patches and networks; batches of 32; no random crops, and mirroring only with --flip; rates that
-fall to 0, as in the authors' later code; in samples no dropout, and batch normalisation's running averages.
+fall to 0, as in the authors' later code; samples in eval mode.
 """
 
 import argparse
@@ -58,6 +58,7 @@ SCRIPT = "pix2pix"
 HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
 CACHE = HERE / "data" / "cache" if os.access(HERE, os.W_OK) else Path.home() / ".cache" / "gans"
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["l1", "error"], ["sharpness"]]  # what losses.png shows
+LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # of folders; the last: side by side
 
 
 def add_flags(add):
@@ -87,7 +88,7 @@ def add_flags(add):
     add("--limit", type=int, metavar="N", help="use N pairs only, for a quick look")
     add("--fid-every", type=int, metavar="K", help="every K epochs, measure test pictures with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16 is faster on some processors")
+    add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="faster: tf32 on GPUs; bf16")
     add("--seed", type=int, default=42, help="all randomness follows from it")
     add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
@@ -269,9 +270,10 @@ def build(args):
     torch.manual_seed(args.seed)
     generator = make_generator(args)
     discriminator = Discriminator(sum(count_channels(args)), layers=args.patch_layers, norm=args.norm)
+    layout = torch.contiguous_format if "mps" in args.device else torch.channels_last  # faster; wrong on mps
     for network in generator, discriminator:
         network.apply(init_weights)
-        network.to(args.device, memory_format=torch.channels_last)  # faster convolutions
+        network.to(args.device, memory_format=layout)
     adam = {"betas": (0.5, 0.999), "fused": True}  # fused: faster
     return {
         "generator": generator,
@@ -288,8 +290,7 @@ def train(args):
     a, b = a.to(args.device), b.to(args.device)
     batch_size = min(args.batch_size, len(b))
     parts = build(args)
-    generator = parts["generator"]
-    history = []  # the mean metrics of each epoch
+    generator, history = parts["generator"], []  # history has the mean metrics of each epoch
     if args.resume:
         history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
     if len(history) >= args.epochs:
@@ -325,7 +326,7 @@ def train(args):
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
         draw(generator, test_a, test_b, folder, epoch)
-        plot(history, folder)
+        plot(history, folder, last=epoch == args.epochs)
         if args.fid_every and epoch % args.fid_every == 0:
             total = min(10_000, len(test_a))
             fid.track(judge, lambda n: sample(generator, test_a[:n] / 255), folder, epoch, total)
@@ -347,16 +348,15 @@ def sample(generator, images, dropout=False):
     for layer in generator.modules():
         if isinstance(layer, nn.Dropout):
             layer.train(dropout)
-    outputs = torch.cat([generator(chunk.to(device) * 2 - 1).cpu() for chunk in images.split(32)])
+    outputs = torch.cat([generator(chunk.to(device) * 2 - 1).cpu() / 2 + 0.5 for chunk in images.split(32)])
     generator.train(training)
-    return outputs / 2 + 0.5
+    return outputs
 
 
 def measure(generator, a, b):
     """How far outputs for test pictures a are from the targets b (both bytes), and how sharp they are."""
     output, target = sample(generator, a / 255), b / 255
-    # Pixels differ from their right neighbours: by how much, compared to the targets?
-    sharpness = output.diff().abs().mean() / target.diff().abs().mean()
+    sharpness = output.diff().abs().mean() / target.diff().abs().mean()  # of pixels and right neighbours
     return {"error": (output - target).abs().mean().item(), "sharpness": sharpness.item()}
 
 
@@ -380,10 +380,13 @@ def in_colour(*batches):
     return torch.cat([images.expand(-1, channels, -1, -1) for images in batches])
 
 
-def plot(history, folder):
-    """Write the means of each epoch into history.csv and losses.png."""
+def plot(history, folder, last=True):
+    """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
     rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
     (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
+    path = folder / "losses.png"
+    if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
+        return  # a plot can take longer than an epoch
     figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
     for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
         values = [[means[name] for name in names] for means in history]
@@ -391,21 +394,19 @@ def plot(history, folder):
         axis.locator_params("x", integer=True)
         axis.set_xlabel("epoch")
         axis.legend()
-    figure.savefig(folder / "losses.png")
+    figure.savefig(path)
 
 
 def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    for number in range(1, 10**6):
-        folder = Path(args.out_dir or f"{parent}/{number:03d}")
-        try:
+    numbered = (f"{parent}/{number:03d}" for number in range(1, 10**6))
+    for folder in map(Path, [args.out_dir] if args.out_dir else numbered):
+        with contextlib.suppress(FileExistsError):  # there, perhaps since a moment ago
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:  # perhaps since a moment ago, by another run
-            if args.out_dir:
-                raise
+    fail(f"--out-dir: {args.out_dir} is there already; name a new folder")
 
 
 def save(parts, history, folder, args):
@@ -420,8 +421,7 @@ def save(parts, history, folder, args):
     tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
     try:
         if args.keep_every and len(history) % args.keep_every == 0:
-            names = checkpoint.keys() & {"generator", "ema", "script", "settings"}
-            torch.save({name: checkpoint[name] for name in names}, alone)
+            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, alone)
         torch.save(checkpoint, tmp)
     except (OSError, RuntimeError) as error:  # a full disk can look like either
         tmp.unlink(missing_ok=True)
@@ -530,9 +530,6 @@ def fit(images, size):
 
 
 # %% Folders: pictures are decoded once, into a file
-LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # the last: A and B side by side
-
-
 def list_pictures(folder):
     """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
     files, visited = [], set()
@@ -673,12 +670,16 @@ def parse_args(argv=None):
     check(args)
     if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
-    if args.device == "auto":
+    auto = args.device == "auto"
+    if auto:
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
     try:
         torch.zeros(1, device=args.device).item()
-    except Exception:  # many types are possible
-        fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
+    except Exception as error:  # many types are possible
+        if not auto:
+            fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
+        tqdm.write(f"cpu, for {args.device} does not work ({error!r:.150})", file=sys.stderr)
+        args.device = "cpu"
     return args
 
 
@@ -704,6 +705,7 @@ def generate(args):
 def main(argv=None):
     args = parse_args(argv)
     torch.backends.cudnn.deterministic = True  # so that --resume is exact
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
     run = generate if args.checkpoint else train
     try:
         run(args)
