@@ -2,7 +2,6 @@
 
     python cgan.py                                      # 25 epochs, into runs/cgan/001
     python cgan.py --generate 100 --label 7 --checkpoint runs/cgan/001/checkpoint.pt
-    python cgan.py --dataset folder --data-dir MY       # one folder per class: MY/cat/*.png, MY/dog/*.jpg
 
         z, class ──► G ──► fake, class ──┐
                                          ├──► D ──► a real image of that class?
@@ -46,7 +45,7 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "cgan"
-HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
+DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # what losses.png shows
 PUBLISHED = {"width": 64, "d_layers": 2, "lr_g": 2e-4, "lr_d": 2e-4, "init": "pytorch"}  # for --published
 
@@ -66,12 +65,12 @@ def add_flags(add):
     add("--batch-size", type=int, default=64, help="images per step")
     add("--latent-dim", type=int, default=100, help="length of the noise vector z")
     add("--dataset", choices=["mnist", "fashion_mnist", "folder"], default="mnist", help="what to train on")
-    add("--data-dir", default=f"{HERE}/data", help="where the data set is, or a folder for each class")
+    add("--data-dir", default=DATA, help="where the data set is, or a folder for each class")
     add("--limit", type=int, metavar="N", help="train on N of the images only, for a quick look")
     add("--fid-every", type=int, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
     add("--seed", type=int, default=42, help="all randomness follows from it")
-    add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
+    add("--keep-every", type=int, metavar="K", help="every K epochs, also save the generator alone")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
     add("--generate", type=int, metavar="N", help="no training: write N images, with --checkpoint")
@@ -201,13 +200,13 @@ def build(args):
 
 def train(args):
     """Train from the start, or go on from the checkpoint args.resume."""
-    if args.label:
-        fail("--label: leave it out, or --generate with it; training needs all classes")
+    if args.label or args.real_label > 1:
+        fail("--label is for --generate, and --real-label a probability, at most 1")
     images, labels, names = load_images(args)
     if args.resume and names != args.class_names:
         fail(f"--data-dir: its classes are {names}, and those of the checkpoint {args.class_names}")
-    if args.resume and args.images != len(images):
-        print(f"pictures have come or gone: there were {args.images:,}, now there are {len(images):,}")
+    if args.resume and getattr(args, "images", len(images)) != len(images):
+        tqdm.write(f"pictures have changed: {args.images:,} before, {len(images):,} now", file=sys.stderr)
     args.class_names, args.images = names, len(images)  # into the checkpoint
     batch_size = min(args.batch_size, len(images))
     if batch_size < 2:
@@ -219,14 +218,15 @@ def train(args):
         parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
-        fail(f"--epochs: {args.resume} has {len(history)} already; give more")
+        fail(f"--epochs: {args.resume} has run {len(history)} already; ask for more")
     if args.fid_every:
         import fid
 
         judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
+    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
     steps = len(images) // batch_size * (args.epochs - len(history))
-    few = " (few: raise --epochs)" if steps < 1000 else ""
+    few = " (too few: raise --epochs)" if steps < 1000 else ""
     print(f"{len(images):,} images, {steps:,} steps{few}, on {args.device}: {folder}", file=sys.stderr)
 
     for epoch in range(len(history) + 1, args.epochs + 1):
@@ -263,7 +263,7 @@ def load_images(args):
         root = Path(args.data_dir)
         paths = [path for path in list_pictures(root) if path.parent != root]
         names = sorted({path.relative_to(root).parts[0] for path in paths})
-        chosen = [paths[number] for number in torch.randperm(len(paths))[: args.limit].tolist()]
+        chosen = [paths[number] for number in torch.randperm(len(paths))[: args.limit or None].tolist()]
         decoded = {path: decode(path, 28) for path in tqdm(chosen, "decoding", leave=False)}
         images = {path: torch.tensor(image) for path, image in decoded.items() if image is not None}
         if not images:
@@ -275,9 +275,10 @@ def load_images(args):
         try:
             dataset = dataset_class(args.data_dir, download=True)
         except Exception as error:  # many types are possible
-            fail(f"--data-dir: no {args.dataset} in {args.data_dir}; or --dataset folder ({error!r:.99})")
-        chosen = torch.randperm(len(dataset))[: args.limit]
-        images, labels, names = dataset.data[chosen, None], dataset.targets[chosen], [*"0123456789"]
+            fail(f"--data-dir: no {args.dataset} there; your own need --dataset folder ({error!r:.99})")
+        chosen = torch.randperm(len(dataset))[: args.limit or None]
+        images, labels = dataset.data[chosen, None], dataset.targets[chosen]
+        names = [str(number) for number in range(dataset.targets.max() + 1)]
     return images.to(args.device), labels.to(args.device), names
 
 
@@ -285,25 +286,25 @@ def list_pictures(folder):
     """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
     files, visited = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        a_run = visited and {"config.json", "history.csv"} <= {*names}
-        if a_run or os.path.realpath(here) in visited:  # links can lead back up
+        is_run = here != str(folder) and "config.json" in names and "history.csv" in names
+        if is_run or os.path.realpath(here) in visited:  # links can lead back up
             folders.clear()
             continue
         visited.add(os.path.realpath(here))
-        folders[:] = [name for name in folders if name[0] != "."]
-        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).exists()]
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).is_file()]
     pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
     others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
-    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)
+    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others) or 0}", file=sys.stderr)
     return pictures
 
 
 def decode(path, size):
     """The middle square of a picture, upright and on white: bytes (3, size, size); None if it is damaged."""
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-        if image.mode[0] in "IF":  # grey, in 16 bits or as floats from 0 to 1
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats from 0 to 1
             levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
             image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
         image = ImageOps.fit(image.convert("RGBA"), (size, size), Image.Resampling.BILINEAR)
@@ -316,8 +317,7 @@ def decode(path, size):
 @torch.no_grad()
 def sample(generator, z, classes=None):
     """Images (N, 1, 28, 28) in [0, 1], on the CPU, of these classes (N,), or of all classes in turn."""
-    if classes is None:
-        classes = torch.arange(len(z)) % generator.embedding.num_embeddings
+    classes = torch.arange(len(z)) % generator.embedding.num_embeddings if classes is None else classes
     training, device = generator.training, next(generator.parameters()).device
     generator.eval()
     chunks = zip(z.split(500), classes.split(500))
@@ -331,9 +331,8 @@ def draw(generator, folder, epoch, args):
     (folder / "samples").mkdir(exist_ok=True)
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(10, args.latent_dim, generator=rng)
-    rows = len(args.class_names)
-    classes = torch.arange(rows).repeat_interleave(10)  # one for each class
-    images = sample(generator, z.repeat(rows, 1), classes)
+    classes = torch.arange(len(args.class_names)).repeat_interleave(10)  # a row for each class
+    images = sample(generator, z.repeat(len(args.class_names), 1), classes)
     save_image(images, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=10)
     paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
     frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
@@ -342,8 +341,8 @@ def draw(generator, folder, epoch, args):
 
 def plot(history, folder, last=True):
     """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
-    rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
-    (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
+    rows = [",".join(f"{means.get(name, math.nan):.5g}" for name in history[-1]) for means in history]
+    (folder / "history.csv").write_text("\n".join([",".join(history[-1]), *rows]) + "\n")
     path = folder / "losses.png"
     if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
         return  # a plot can take longer than an epoch
@@ -361,34 +360,33 @@ def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    numbered = (f"{parent}/{number:03d}" for number in range(1, 10**6))
-    for folder in map(Path, [args.out_dir] if args.out_dir else numbered):
+    folders = [args.out_dir] if args.out_dir else [f"{parent}/{number:03d}" for number in range(1, 10_000)]
+    for folder in folders:
         with contextlib.suppress(FileExistsError):  # there, perhaps since a moment ago
-            folder.mkdir(parents=True)
-            return folder
-    fail(f"--out-dir: {args.out_dir} is there already; name a new folder")
+            Path(folder).mkdir(parents=True)
+            return Path(folder)
+    fail(f"--out-dir: {folder} is there already; name a new folder")
 
 
 def save(parts, history, folder, args):
-    """Write the checkpoint, first under another name, so that there is never half of one; and config.json."""
+    """Write the checkpoint, first under another name, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
     not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this command, not of the run
-    settings = {name: value for name, value in vars(args).items() if name not in not_saved}
+    settings = {name: value for name, value in vars(args).items() if name not in not_saved and value != DATA}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
-    tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
+    tmp = folder / "checkpoint.tmp"
     try:
         if args.keep_every and len(history) % args.keep_every == 0:
-            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, alone)
+            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, tmp)
+            tmp.replace(folder / f"generator_epoch_{len(history):04d}.pt")
         torch.save(checkpoint, tmp)
+        tmp.replace(folder / "checkpoint.pt")
     except (OSError, RuntimeError) as error:  # a full disk can look like either
         tmp.unlink(missing_ok=True)
-        alone.unlink(missing_ok=True)
-        fail(f"{folder} cannot be written, its checkpoint.pt is of the epoch before ({error!r:.99})", 1)
-    tmp.replace(folder / "checkpoint.pt")
-    (folder / "config.json").write_text(json.dumps(settings | {"torch": torch.__version__}, indent=2))
+        fail(f"cannot write to {folder}; the last good checkpoint.pt is kept ({error!r:.150})", 1)
 
 
 def load_checkpoint(path, **modules):
@@ -420,18 +418,18 @@ def parse_args(argv=None):
     parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)  # a first look, for --resume and the like
-    if bool(args.generate) != bool(args.checkpoint) or (args.generate and args.resume):
+    if (args.generate is None) != (args.checkpoint is None) or (args.generate and args.resume):
         fail("--generate N needs --checkpoint PATH, and no --resume")
-    if args.resume or args.checkpoint:
+    if (args.resume, args.checkpoint) != (None, None):
         parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     if args.published:
         parser.set_defaults(**PUBLISHED)
     args = parser.parse_args(argv)  # with the new defaults
     for name, value in vars(args).items():
-        least = 0 if isinstance(value, float) or name == "seed" else 1
-        if type(value) in (int, float) and not least <= value < math.inf:
-            fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
-    if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
+        lowest = 0 if type(value) is float or name in ("seed", "limit", "fid_every") else 1
+        if type(value) in (int, float) and not lowest <= value < 10**12:
+            fail(f"--{name.replace('_', '-')}: give a number of at least {lowest}")
+    if args.fid_every and not args.checkpoint and not Path(DATA).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     auto = args.device == "auto"
     if auto:
@@ -441,7 +439,7 @@ def parse_args(argv=None):
     except Exception as error:  # many types are possible
         if not auto:
             fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
-        tqdm.write(f"cpu, for {args.device} does not work ({error!r:.150})", file=sys.stderr)
+        tqdm.write(f"on cpu: {args.device} does not work here ({error!r:.150})", file=sys.stderr)
         args.device = "cpu"
     return args
 
@@ -473,7 +471,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         fail("stopped; --resume goes on after the last whole epoch", 130)
     except OSError as error:  # a folder that is there already or cannot be written, a full disk
-        fail(f"{error}; --out-dir names another folder")
+        fail(f"{error} (a run writes into --out-dir)")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ scores are 1/2, and g_ab, g_ba, d_a and d_b stay near 0.25. Try --cycle-weight 0
 
 Papers: Zhu et al. 2017, arXiv 1703.10593, where A, B, G_AB, G_BA are X, Y, G, F; Mao et al. 2016, 1611.04076
 (squares); Shrivastava et al. 2016, 1612.07828 (pool); Chu et al. 2017, 1712.02950 (cheating). Departures:
-small pictures, networks and patches; 4 epochs, not 200; batches of 16; a pool of 50 batches, not 50 images.
+small pictures, networks and patches; 4 epochs, not 200; batches of 16; a pool of 800 images, not 50.
 """
 
 import argparse
@@ -57,8 +57,8 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "cyclegan"
-HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
-CACHE = HERE / "data" / "cache" if os.access(HERE, os.W_OK) else Path.home() / ".cache" / "gans"
+DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
+CACHE = Path(DATA, "cache") if os.access(Path(DATA).parent, os.W_OK) else Path.home() / ".cache/gans"
 PANELS = [["g_ab", "g_ba"], ["d_a", "d_b"], ["cycle_a", "cycle_b", "identity"]]  # what losses.png shows
 LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # of folders; the last: side by side
 
@@ -67,14 +67,14 @@ def add_flags(add):
     """The flags, this script's own first; `add` is argparse's parser.add_argument."""
     add("--cycle-weight", type=float, default=10.0, help="weight of the cycle loss; 0: none")
     add("--identity-weight", type=float, default=0.0, help="weight of the identity loss; 0: none")
-    add("--pool", type=int, default=50, metavar="N", help="batches of older fakes to show D; 0: none")
+    add("--pool", type=int, default=800, metavar="N", help="older fakes to show D; 0: none")
     add("--norm", choices=["instance", "batch"], default="instance", help="normalisation in all networks")
     add("--blocks", type=int, help="residual blocks in G; None: 4 up to 64 pixels, 6 for 128, 9 for 256")
     add("--patch-layers", type=int, choices=[1, 2, 3], help="D's patches: 16, 34, 70 pixels; None: by size")
     add("--width", type=int, default=32, help="channels of G's first layer; other layers have more")
     tasks = ["outline", "mosaic", "grey", "lines", "glasses"]
     add("--task", choices=tasks, help="how A is made; None: lines for faces, outline for digits")
-    add("--paired-tests", action="store_true", help="test pictures of one name in A and B are pairs")
+    add("--paired-tests", action="store_true", help="test pictures of the same name are pairs")
     add("--direction", choices=["a2b", "b2a"], default="a2b", help="for --generate and --translate")
     sizes = ["32", "64", "128", "256", "own"]
     add("--image-size", choices=sizes, help="pixels; None: 32 for digits, else 64; own: with --translate")
@@ -85,16 +85,16 @@ def add_flags(add):
     add("--batch-size", type=int, default=16, help="pictures of A, and of B, per step")
     names = ["mnist", "fashion_mnist", "faces", "folder"]
     add("--dataset", choices=names, default="mnist", help="folder: your own A and B; with --task, your own B")
-    add("--data-dir", default=f"{HERE}/data", help="folder: has trainA and trainB, A and B, or train")
+    add("--data-dir", default=DATA, help="folder: has trainA and trainB, A and B, or train")
     add("--folder-a", metavar="FOLDER", help="with --dataset folder: A, wherever it is")
     add("--folder-b", metavar="FOLDER", help="with --dataset folder: B, wherever it is")
-    add("--flip", action="store_true", help="mirror pictures at random, left to right")
+    add("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror pictures at random")
     add("--limit", type=int, metavar="N", help="use N pictures only, for a quick look")
     add("--fid-every", type=int, metavar="K", help="every K epochs, measure test pictures with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
-    add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="faster: tf32 on GPUs; bf16")
+    add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="faster, less exact than fp32")
     add("--seed", type=int, default=42, help="all randomness follows from it")
-    add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
+    add("--keep-every", type=int, metavar="K", help="every K epochs, also save the generator alone")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
     add("--generate", type=int, metavar="N", help="no training: translate the first N test pictures")
@@ -233,12 +233,12 @@ class ImagePool(nn.Module):
         self.count += room
         if room == len(fakes) or len(self.images) == 0:
             return fakes
-        new = fakes[room:]
-        slots = torch.randperm(len(self.images), device=fakes.device)[: len(new)]
+        slots = torch.randperm(len(self.images), device=fakes.device)[: len(fakes) - room]
+        new = fakes[room : room + len(slots)]
         exchange = torch.rand(len(new), 1, 1, 1, device=fakes.device) < 0.5
         old = self.images[slots]
         self.images[slots] = torch.where(exchange, new, old)
-        return torch.cat([fakes[:room], torch.where(exchange, old, new)])
+        return torch.cat([fakes[:room], torch.where(exchange, old, new), fakes[room + len(slots) :]])
 
 
 def train_step(
@@ -313,8 +313,7 @@ def build(args):
     generator = make_generators(args)
     form = {"layers": args.patch_layers, "norm": args.norm}
     discriminator = nn.ModuleDict({"a": Discriminator(a, **form), "b": Discriminator(b, **form)})
-    size, side = args.pool * args.batch_size, args.image_size
-    pool = nn.ModuleDict({"a": ImagePool(size, a, side), "b": ImagePool(size, b, side)})
+    pool = {side: ImagePool(args.pool, channels, args.image_size) for side, channels in (("a", a), ("b", b))}
     for network in generator, discriminator:
         network.apply(init_weights)
         network.to(args.device)  # not channels-last, which is slower with instance normalisation
@@ -322,7 +321,7 @@ def build(args):
     return {
         "generator": generator,
         "discriminator": discriminator,
-        "pool": pool.to(args.device),
+        "pool": nn.ModuleDict(pool).to(args.device),
         "optimizer_g": torch.optim.Adam(generator.parameters(), args.lr_g, **adam),
         "optimizer_d": torch.optim.Adam(discriminator.parameters(), args.lr_d, **adam),
     }
@@ -351,15 +350,16 @@ def train(args):
     if args.resume:
         history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
     if len(history) >= args.epochs:
-        fail(f"--epochs: {args.resume} has {len(history)} already; give more")
+        fail(f"--epochs: {args.resume} has run {len(history)} already; ask for more")
     if args.fid_every:
         import fid
 
         judge = fid.Judge(args.dataset, b, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
+    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
     steps = max(len(a), len(b)) // batch_size  # of an epoch
     total = steps * (args.epochs - len(history))
-    few = " (few: raise --epochs)" if total < 1000 else ""
+    few = " (too few: raise --epochs)" if total < 1000 else ""
     print(f"{len(a):,} and {len(b):,} pictures, {total:,} steps{few}: {folder}", file=sys.stderr)
 
     options = {name: vars(args)[name] for name in ("cycle_weight", "identity_weight", "precision")}
@@ -385,8 +385,8 @@ def train(args):
         draw(generator, test, folder, epoch)
         plot(history, folder, last=epoch == args.epochs)
         if args.fid_every and epoch % args.fid_every == 0:
-            total = min(10_000, len(test["a"]))
-            fid.track(judge, lambda n: sample(generator["ab"], test["a"][:n] / 255), folder, epoch, total)
+            shown = min(10_000, len(test["a"]))
+            fid.track(judge, lambda n: sample(generator["ab"], test["a"][:n] / 255), folder, epoch, shown)
         save(parts, history, folder, args)
 
 
@@ -436,8 +436,8 @@ def in_colour(*batches):
 
 def plot(history, folder, last=True):
     """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
-    rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
-    (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
+    rows = [",".join(f"{means.get(name, math.nan):.5g}" for name in history[-1]) for means in history]
+    (folder / "history.csv").write_text("\n".join([",".join(history[-1]), *rows]) + "\n")
     path = folder / "losses.png"
     if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
         return  # a plot can take longer than an epoch
@@ -455,34 +455,33 @@ def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    numbered = (f"{parent}/{number:03d}" for number in range(1, 10**6))
-    for folder in map(Path, [args.out_dir] if args.out_dir else numbered):
+    folders = [args.out_dir] if args.out_dir else [f"{parent}/{number:03d}" for number in range(1, 10_000)]
+    for folder in folders:
         with contextlib.suppress(FileExistsError):  # there, perhaps since a moment ago
-            folder.mkdir(parents=True)
-            return folder
-    fail(f"--out-dir: {args.out_dir} is there already; name a new folder")
+            Path(folder).mkdir(parents=True)
+            return Path(folder)
+    fail(f"--out-dir: {folder} is there already; name a new folder")
 
 
 def save(parts, history, folder, args):
-    """Write the checkpoint, first under another name, so that there is never half of one; and config.json."""
+    """Write the checkpoint, first under another name, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
     not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this command, not of the run
-    settings = {name: value for name, value in vars(args).items() if name not in not_saved}
+    settings = {name: value for name, value in vars(args).items() if name not in not_saved and value != DATA}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
-    tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
+    tmp = folder / "checkpoint.tmp"
     try:
         if args.keep_every and len(history) % args.keep_every == 0:
-            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, alone)
+            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, tmp)
+            tmp.replace(folder / f"generator_epoch_{len(history):04d}.pt")
         torch.save(checkpoint, tmp)
+        tmp.replace(folder / "checkpoint.pt")
     except (OSError, RuntimeError) as error:  # a full disk can look like either
         tmp.unlink(missing_ok=True)
-        alone.unlink(missing_ok=True)
-        fail(f"{folder} cannot be written, its checkpoint.pt is of the epoch before ({error!r:.99})", 1)
-    tmp.replace(folder / "checkpoint.pt")
-    (folder / "config.json").write_text(json.dumps(settings | {"torch": torch.__version__}, indent=2))
+        fail(f"cannot write to {folder}; the last good checkpoint.pt is kept ({error!r:.150})", 1)
 
 
 def load_checkpoint(path, **modules):
@@ -545,16 +544,18 @@ def load_domains(args, train):
         domains["a"] = fit(read_sheets(args, f"{word}_??_lines.webp")[rows["a"], :1], args.image_size)
     elif args.task and args.task != "glasses":
         domains["a"] = make_a(args.task, domains["a"])
-    if args.paired_tests and not train:
+    if args.paired_tests and not train and not args.generate:
         both = [name for name in names["a"] if name in names["b"]]
         if not both:
-            fail("--paired-tests: no test picture of A has the name of one of B; leave it out")
-        rows = {side: [names[side].index(name) for name in both] for side in "ab"}
-        domains, names = {side: domains[side][rows[side]] for side in "ab"}, {"a": both, "b": both}
+            fail("--paired-tests: no test pictures of A and B share a name; leave it out")
+        for side in "ab":
+            domains[side] = domains[side][[names[side].index(name) for name in both]]
+        names = {"a": both, "b": both}
     if train:
-        if args.resume and args.images != len(domains["b"]):
-            print(f"pictures have come or gone: there were {args.images:,} of B, now {len(domains['b']):,}")
-        args.images = len(domains["b"])  # into the checkpoint
+        total = len(domains["a"]) + len(domains["b"])
+        if args.resume and getattr(args, "images", total) != total:
+            tqdm.write(f"pictures have changed: {args.images:,} before, {total:,} now", file=sys.stderr)
+        args.images = total  # into the checkpoint
     return domains, names
 
 
@@ -575,7 +576,7 @@ def choose(items, args, train):
     """As many of the items as --limit says: for training at random, for testing the first."""
     torch.manual_seed(args.seed)
     order = torch.randperm(len(items)) if train else torch.arange(len(items))
-    return [items[number] for number in sorted(order[: args.limit].tolist())]
+    return [items[number] for number in sorted(order[: args.limit or None].tolist())]
 
 
 def read_dataset(args, train=True):
@@ -585,7 +586,7 @@ def read_dataset(args, train=True):
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
     except Exception as error:  # many types are possible
-        fail(f"--data-dir: no {args.dataset} in {args.data_dir}; yours need --dataset folder ({error!r:.99})")
+        fail(f"--data-dir: no {args.dataset} in {args.data_dir}; your own: --dataset folder ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
 
@@ -593,8 +594,8 @@ def read_sheets(args, pattern="train_??.webp"):
     """The cartoon faces (N, 3, 64, 64) of data/faces: a sheet has 32 rows of 32."""
     folder = Path(args.data_dir, "faces")
     sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
-    if not sheets:
-        fail(f"--data-dir: {folder} has no sheets of faces; yours need --dataset folder")
+    if {sheet.shape for sheet in sheets} != {(2048, 2048, 3)}:
+        fail(f"--data-dir: {folder} has not the sheets of faces; for your own, --dataset folder")
     faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
     return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
 
@@ -611,16 +612,16 @@ def list_pictures(folder):
     """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
     files, visited = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        a_run = visited and {"config.json", "history.csv"} <= {*names}
-        if a_run or os.path.realpath(here) in visited:  # links can lead back up
+        is_run = here != str(folder) and "config.json" in names and "history.csv" in names
+        if is_run or os.path.realpath(here) in visited:  # links can lead back up
             folders.clear()
             continue
         visited.add(os.path.realpath(here))
-        folders[:] = [name for name in folders if name[0] != "."]
-        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).exists()]
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).is_file()]
     pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
     others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
-    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)
+    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others) or 0}", file=sys.stderr)
     return pictures
 
 
@@ -634,16 +635,16 @@ def name_pictures(place):
         name = path.relative_to(place).with_suffix("").as_posix()
         pictures[name if name not in pictures else f"{name}{path.suffix}"] = path  # cat.png beside cat.jpg
     if not pictures:
-        fail(f"{place}: there are no pictures")
+        fail(f"{place}: no such file, or no pictures in it")
     return pictures
 
 
 def decode(path, size, half=None):
     """The middle square of a picture, upright and on white: bytes (3, size, size); None if it is damaged."""
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-        if image.mode[0] in "IF":  # grey, in 16 bits or as floats from 0 to 1
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats from 0 to 1
             levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
             image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
         if half is not None:  # 0: left, 1: right
@@ -726,7 +727,7 @@ def parse_args(argv=None):
         fail("--generate N, or --translate PATH, needs --checkpoint PATH, and no --resume")
     if args.image_size == "own" and not args.translate:
         fail("--image-size own: it is for --translate; give a number")
-    if args.resume or args.checkpoint:
+    if (args.resume, args.checkpoint) != (None, None):
         parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     else:
         size = int(args.image_size or (32 if "mnist" in args.dataset else 64))
@@ -735,14 +736,13 @@ def parse_args(argv=None):
         blocks = {32: 4, 64: 4, 128: 6, 256: 9}[size]
         parser.set_defaults(image_size=size, task=task, patch_layers=patch_layers, blocks=blocks)
     args = parser.parse_args(argv)  # with the new defaults
-    if args.image_size != "own":
-        args.image_size = int(args.image_size)
+    args.image_size = "own" if args.image_size == "own" else int(args.image_size)
     for name, value in vars(args).items():
-        least = 0 if isinstance(value, float) or name in ("seed", "pool") else 1
-        if type(value) in (int, float) and not least <= value < math.inf:
-            fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
+        lowest = 0 if type(value) is float or name in ("seed", "pool", "limit", "fid_every") else 1
+        if type(value) in (int, float) and not lowest <= value < 10**12:
+            fail(f"--{name.replace('_', '-')}: give a number of at least {lowest}")
     check(args)
-    if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
+    if args.fid_every and not args.checkpoint and not Path(DATA).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     auto = args.device == "auto"
     if auto:
@@ -752,7 +752,7 @@ def parse_args(argv=None):
     except Exception as error:  # many types are possible
         if not auto:
             fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
-        tqdm.write(f"cpu, for {args.device} does not work ({error!r:.150})", file=sys.stderr)
+        tqdm.write(f"on cpu: {args.device} does not work here ({error!r:.150})", file=sys.stderr)
         args.device = "cpu"
     return args
 
@@ -778,6 +778,8 @@ def generate(args):
         for name, image in zip(names, sample(generator, padded)):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             save_image(image[:, :height, :width], folder / f"{name}.png")
+    if not any(folder.iterdir()):
+        fail(f"--translate: nothing in {args.translate} can be read")
     print(f"{len([*folder.rglob('*.png')])} pictures in {folder}", file=sys.stderr)
 
 
@@ -791,7 +793,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         fail("stopped; --resume goes on after the last whole epoch", 130)
     except OSError as error:  # a folder that is there already or cannot be written, a full disk
-        fail(f"{error}; --out-dir names another folder")
+        fail(f"{error} (a run writes into --out-dir)")
 
 
 if __name__ == "__main__":

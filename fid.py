@@ -313,8 +313,8 @@ def inception_score(logits, splits=10):
 
 # %% Reading images
 SCRIPT = "fid"
-HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
-CACHE = HERE / "data" / "cache" if os.access(HERE, os.W_OK) else Path.home() / ".cache" / "gans"
+DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
+CACHE = Path(DATA, "cache") if os.access(Path(DATA).parent, os.W_OK) else Path.home() / ".cache/gans"
 DATASETS = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
 TEN_CLASSES = ["mnist", "fashion_mnist"]
 LABELLED = [*TEN_CLASSES, "faces"]  # what --features classifier knows
@@ -386,9 +386,8 @@ def open_images(path, args):
     else:
         fail(f"{path}: give a folder, a .npz file, or a data set: {', '.join([*DATASETS, 'faces'])}[:test]")
     order = torch.randperm(len(images), generator=stream("images"))[: args.num_images]
-    least = 4 if args.neighbours or "pr" in args.metrics else 2  # three neighbours of each
-    if len(order) < least:
-        fail(f"{path}, --num-images: {len(order)} images; take {least} or more")
+    if len(order) < args.least:
+        fail(f"{path}, --num-images: {len(order)} images; take {args.least} or more")
     images = images[order] if torch.is_tensor(images) else [images[number] for number in order.tolist()]
     return ImageSet(path, images)
 
@@ -397,25 +396,25 @@ def list_pictures(folder):
     """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
     files, visited = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        a_run = visited and {"config.json", "history.csv"} <= {*names}
-        if a_run or os.path.realpath(here) in visited:  # links can lead back up
+        is_run = here != str(folder) and "config.json" in names and "history.csv" in names
+        if is_run or os.path.realpath(here) in visited:  # links can lead back up
             folders.clear()
             continue
         visited.add(os.path.realpath(here))
-        folders[:] = [name for name in folders if name[0] != "."]
-        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).exists()]
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).is_file()]
     pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
     others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
-    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)
+    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others) or 0}", file=sys.stderr)
     return pictures
 
 
 def decode(path, size):
     """A picture, upright and on white, as bytes (3, H, W); of `size`, its middle square; None if damaged."""
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-        if image.mode[0] in "IF":  # grey, in 16 bits or as floats from 0 to 1
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats from 0 to 1
             levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
             image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
         size = (size, size) if size else image.size
@@ -453,8 +452,8 @@ def measure(image_set, network, weights, args):
         batch_features, batch_logits = network(prepared)
         features.append(batch_features)
         logits.append(batch_logits)
-    if image_set.count < 2:
-        fail(f"{image_set.path}: too few images can be read")
+    if image_set.count < args.least:
+        fail(f"{image_set.path}: {image_set.count} images can be read; {args.least} or more are needed")
     features = torch.cat(features)
     features = features.cpu() if args.device.startswith("mps") else features  # mps has no float64
     mu, sigma = moments(features)
@@ -468,14 +467,14 @@ def measure(image_set, network, weights, args):
     return image_set
 
 
-def show_neighbours(path, first, second, count=16):
+def show_neighbours(path, first, second, image_size, count=16):
     """Write a picture: above `count` images of `second`, below each the three nearest images of `first`."""
 
     def tile(images, number):
         if torch.is_tensor(images):
             image = images[number].expand(3, -1, -1)
         else:
-            image = torch.tensor(decode(images[number], None))
+            image = torch.tensor(decode(images[number], image_size))
         return resize(image, [64, 64], antialias=True) / 255
 
     squares = torch.cat([*squared_distances(second.features[:count], first.features)])
@@ -551,8 +550,8 @@ def load_classifier(name, data_dir, device):
         network = DigitClassifier() if name in TEN_CLASSES else FaceClassifier((labels.amax(0) + 1).tolist())
     if labels.amax() >= sum(network.classes):
         fail(f"--data-dir: {name} has more than 10 classes there")
-    # Its name changes with the network and the data that it comes from.
-    key = hashlib.sha256(repr(network).encode() + images.numpy().tobytes() + labels.numpy().tobytes())
+    # Its name changes with the network and the data; count "1" up when training changes.
+    key = hashlib.sha256(f"1 {network!r}".encode() + images.numpy().tobytes() + labels.numpy().tobytes())
     cache = CACHE / f"classifier-{name}-{key.hexdigest()[:12]}.pt"
     if not cache.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -673,7 +672,7 @@ def add_flags(add):
     add("--neighbours", metavar="OUT.png", help="draw images of PATH 2, and below each the nearest of PATH 1")
     add("--features", choices=["inception", "classifier"], default="inception", help="what to compare")
     add("--dataset", choices=LABELLED, help="whose classifier; None: that of the PATHs")
-    add("--data-dir", default=f"{HERE}/data", help="where the data sets are")
+    add("--data-dir", default=DATA, help="where the data sets are")
     add("--weights", metavar="FILE", help=f"a file {WEIGHTS}; None: torch.hub's, downloaded if it is missing")
     add("--image-size", type=int, metavar="N", help="of files, take the middle square, NxN, as in training")
     add("--num-images", type=int, metavar="N", help="take N images of each path at random")
@@ -684,7 +683,8 @@ def add_flags(add):
 
 def check_new(flag, path, suffix):
     """A file to be written must not be there, but its folder must, and let us write."""
-    if Path(path).suffix != suffix or Path(path).exists() or not os.access(Path(path).parent, os.W_OK):
+    is_new = Path(path).suffix == suffix and not Path(path).exists() and Path(path).parent.is_dir()
+    if not is_new or not os.access(Path(path).parent, os.W_OK):
         fail(f"{flag}: {path}: name a new file that ends in {suffix}, in a folder that is there")
 
 
@@ -708,6 +708,7 @@ def parse_args(argv=None):
     for path in args.paths:
         if path.endswith(".npz") and (args.save_stats or args.neighbours or args.metrics != ["fid"]):
             fail(f"{path}: has no images, which --save-stats, --neighbours and --metrics kid is pr need")
+    args.least = 4 if args.neighbours or "pr" in args.metrics else 2  # three neighbours of each
     if args.features == "classifier":
         named = {path.partition(":")[0] for path in args.paths} & set(LABELLED)
         if args.dataset is None and len(named) != 1:
@@ -723,7 +724,7 @@ def parse_args(argv=None):
     except Exception as error:  # many types are possible
         if not auto:
             fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
-        tqdm.write(f"cpu, for {args.device} does not work ({error!r:.150})", file=sys.stderr)
+        tqdm.write(f"on cpu: {args.device} does not work here ({error!r:.150})", file=sys.stderr)
         args.device = "cpu"
     return args
 
@@ -783,7 +784,7 @@ def main(argv=None):
         print(f"mu and sigma of {sets[0].count} images in {args.save_stats[1]}")
         return
     if args.neighbours:
-        show_neighbours(args.neighbours, *sets)
+        show_neighbours(args.neighbours, *sets, args.image_size)
     result = compare(*sets, args)
     if args.json:
         print(json.dumps(result))

@@ -55,8 +55,8 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "pix2pix"
-HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
-CACHE = HERE / "data" / "cache" if os.access(HERE, os.W_OK) else Path.home() / ".cache" / "gans"
+DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
+CACHE = Path(DATA, "cache") if os.access(Path(DATA).parent, os.W_OK) else Path.home() / ".cache/gans"
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["l1", "error"], ["sharpness"]]  # what losses.png shows
 LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # of folders; the last: side by side
 
@@ -81,16 +81,16 @@ def add_flags(add):
     add("--batch-size", type=int, default=32, help="pairs per step")
     names = ["mnist", "fashion_mnist", "faces", "folder"]
     add("--dataset", choices=names, default="mnist", help="folder: your own A and B; with --task, your own B")
-    add("--data-dir", default=f"{HERE}/data", help="folder: has trainA and trainB, A and B, or train")
+    add("--data-dir", default=DATA, help="folder: has trainA and trainB, A and B, or train")
     add("--folder-a", metavar="FOLDER", help="with --dataset folder: A, wherever it is")
     add("--folder-b", metavar="FOLDER", help="with --dataset folder: B, with the same names")
-    add("--flip", action="store_true", help="mirror pictures at random, left to right")
+    add("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror pictures at random")
     add("--limit", type=int, metavar="N", help="use N pairs only, for a quick look")
     add("--fid-every", type=int, metavar="K", help="every K epochs, measure test pictures with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
-    add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="faster: tf32 on GPUs; bf16")
+    add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="faster, less exact than fp32")
     add("--seed", type=int, default=42, help="all randomness follows from it")
-    add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
+    add("--keep-every", type=int, metavar="K", help="every K epochs, also save the generator alone")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
     add("--generate", type=int, metavar="N", help="no training: translate the first N test pictures")
@@ -294,14 +294,15 @@ def train(args):
     if args.resume:
         history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
     if len(history) >= args.epochs:
-        fail(f"--epochs: {args.resume} has {len(history)} already; give more")
+        fail(f"--epochs: {args.resume} has run {len(history)} already; ask for more")
     if args.fid_every:
         import fid
 
         judge = fid.Judge(args.dataset, b, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
+    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
     steps = len(b) // batch_size * (args.epochs - len(history))
-    few = " (few: raise --epochs)" if steps < 1000 else ""
+    few = " (too few: raise --epochs)" if steps < 1000 else ""
     print(f"{len(b):,} pairs, {steps:,} steps{few}, on {args.device}: {folder}", file=sys.stderr)
 
     options = {name: vars(args)[name] for name in ("l1_weight", "gan_weight", "precision")}
@@ -382,8 +383,8 @@ def in_colour(*batches):
 
 def plot(history, folder, last=True):
     """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
-    rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
-    (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
+    rows = [",".join(f"{means.get(name, math.nan):.5g}" for name in history[-1]) for means in history]
+    (folder / "history.csv").write_text("\n".join([",".join(history[-1]), *rows]) + "\n")
     path = folder / "losses.png"
     if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
         return  # a plot can take longer than an epoch
@@ -401,34 +402,33 @@ def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    numbered = (f"{parent}/{number:03d}" for number in range(1, 10**6))
-    for folder in map(Path, [args.out_dir] if args.out_dir else numbered):
+    folders = [args.out_dir] if args.out_dir else [f"{parent}/{number:03d}" for number in range(1, 10_000)]
+    for folder in folders:
         with contextlib.suppress(FileExistsError):  # there, perhaps since a moment ago
-            folder.mkdir(parents=True)
-            return folder
-    fail(f"--out-dir: {args.out_dir} is there already; name a new folder")
+            Path(folder).mkdir(parents=True)
+            return Path(folder)
+    fail(f"--out-dir: {folder} is there already; name a new folder")
 
 
 def save(parts, history, folder, args):
-    """Write the checkpoint, first under another name, so that there is never half of one; and config.json."""
+    """Write the checkpoint, first under another name, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
     not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this command, not of the run
-    settings = {name: value for name, value in vars(args).items() if name not in not_saved}
+    settings = {name: value for name, value in vars(args).items() if name not in not_saved and value != DATA}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
-    tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
+    tmp = folder / "checkpoint.tmp"
     try:
         if args.keep_every and len(history) % args.keep_every == 0:
-            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, alone)
+            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, tmp)
+            tmp.replace(folder / f"generator_epoch_{len(history):04d}.pt")
         torch.save(checkpoint, tmp)
+        tmp.replace(folder / "checkpoint.pt")
     except (OSError, RuntimeError) as error:  # a full disk can look like either
         tmp.unlink(missing_ok=True)
-        alone.unlink(missing_ok=True)
-        fail(f"{folder} cannot be written, its checkpoint.pt is of the epoch before ({error!r:.99})", 1)
-    tmp.replace(folder / "checkpoint.pt")
-    (folder / "config.json").write_text(json.dumps(settings | {"torch": torch.__version__}, indent=2))
+        fail(f"cannot write to {folder}; the last good checkpoint.pt is kept ({error!r:.150})", 1)
 
 
 def load_checkpoint(path, **modules):
@@ -488,8 +488,8 @@ def load_pairs(args, train):
     elif args.task:
         a = make_a(args.task, b)
     if train:
-        if args.resume and args.images != len(b):
-            print(f"pictures have come or gone: there were {args.images:,}, now there are {len(b):,}")
+        if args.resume and getattr(args, "images", len(b)) != len(b):
+            tqdm.write(f"pictures have changed: {args.images:,} before, {len(b):,} now", file=sys.stderr)
         args.images = len(b)  # into the checkpoint
     return (a, b, names) if args.direction == "a2b" else (b, a, names)
 
@@ -498,7 +498,7 @@ def choose(items, args, train):
     """As many of the items as --limit says: for training at random, for testing the first."""
     torch.manual_seed(args.seed)
     order = torch.randperm(len(items)) if train else torch.arange(len(items))
-    return [items[number] for number in sorted(order[: args.limit].tolist())]
+    return [items[number] for number in sorted(order[: args.limit or None].tolist())]
 
 
 def read_dataset(args, train=True):
@@ -508,7 +508,7 @@ def read_dataset(args, train=True):
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
     except Exception as error:  # many types are possible
-        fail(f"--data-dir: no {args.dataset} in {args.data_dir}; yours need --dataset folder ({error!r:.99})")
+        fail(f"--data-dir: no {args.dataset} in {args.data_dir}; your own: --dataset folder ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
 
@@ -516,8 +516,8 @@ def read_sheets(args, pattern="train_??.webp"):
     """The cartoon faces (N, 3, 64, 64) of data/faces: a sheet has 32 rows of 32."""
     folder = Path(args.data_dir, "faces")
     sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
-    if not sheets:
-        fail(f"--data-dir: {folder} has no sheets of faces; yours need --dataset folder")
+    if {sheet.shape for sheet in sheets} != {(2048, 2048, 3)}:
+        fail(f"--data-dir: {folder} has not the sheets of faces; for your own, --dataset folder")
     faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
     return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
 
@@ -534,16 +534,16 @@ def list_pictures(folder):
     """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
     files, visited = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        a_run = visited and {"config.json", "history.csv"} <= {*names}
-        if a_run or os.path.realpath(here) in visited:  # links can lead back up
+        is_run = here != str(folder) and "config.json" in names and "history.csv" in names
+        if is_run or os.path.realpath(here) in visited:  # links can lead back up
             folders.clear()
             continue
         visited.add(os.path.realpath(here))
-        folders[:] = [name for name in folders if name[0] != "."]
-        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).exists()]
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).is_file()]
     pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
     others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
-    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)
+    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others) or 0}", file=sys.stderr)
     return pictures
 
 
@@ -557,16 +557,16 @@ def name_pictures(place):
         name = path.relative_to(place).with_suffix("").as_posix()
         pictures[name if name not in pictures else f"{name}{path.suffix}"] = path  # cat.png beside cat.jpg
     if not pictures:
-        fail(f"{place}: there are no pictures")
+        fail(f"{place}: no such file, or no pictures in it")
     return pictures
 
 
 def decode(path, size, half=None):
     """The middle square of a picture, upright and on white: bytes (3, size, size); None if it is damaged."""
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-        if image.mode[0] in "IF":  # grey, in 16 bits or as floats from 0 to 1
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats from 0 to 1
             levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
             image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
         if half is not None:  # 0: left, 1: right
@@ -655,7 +655,7 @@ def parse_args(argv=None):
     uses = [flag for flag in (args.generate, args.translate, args.resume) if flag]
     if len(uses) > 1 or bool(args.generate or args.translate) != bool(args.checkpoint):
         fail("--generate N, or --translate PATH, needs --checkpoint PATH, and no --resume")
-    if args.resume or args.checkpoint:
+    if (args.resume, args.checkpoint) != (None, None):
         parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     else:
         size = args.image_size or (32 if "mnist" in args.dataset else 64)
@@ -664,11 +664,11 @@ def parse_args(argv=None):
         parser.set_defaults(image_size=size, task=task, patch_layers=patch_layers)
     args = parser.parse_args(argv)  # with the new defaults
     for name, value in vars(args).items():
-        least = 0 if isinstance(value, float) or name == "seed" else 1
-        if type(value) in (int, float) and not least <= value < math.inf:
-            fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
+        lowest = 0 if type(value) is float or name in ("seed", "limit", "fid_every") else 1
+        if type(value) in (int, float) and not lowest <= value < 10**12:
+            fail(f"--{name.replace('_', '-')}: give a number of at least {lowest}")
     check(args)
-    if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
+    if args.fid_every and not args.checkpoint and not Path(DATA).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     auto = args.device == "auto"
     if auto:
@@ -678,7 +678,7 @@ def parse_args(argv=None):
     except Exception as error:  # many types are possible
         if not auto:
             fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
-        tqdm.write(f"cpu, for {args.device} does not work ({error!r:.150})", file=sys.stderr)
+        tqdm.write(f"on cpu: {args.device} does not work here ({error!r:.150})", file=sys.stderr)
         args.device = "cpu"
     return args
 
@@ -712,7 +712,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         fail("stopped; --resume goes on after the last whole epoch", 130)
     except OSError as error:  # a folder that is there already or cannot be written, a full disk
-        fail(f"{error}; --out-dir names another folder")
+        fail(f"{error} (a run writes into --out-dir)")
 
 
 if __name__ == "__main__":

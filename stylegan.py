@@ -56,9 +56,9 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "stylegan"
-HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
+DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["r1"], ["diversity"]]  # what losses.png shows
-CACHE = HERE / "data" / "cache" if os.access(HERE, os.W_OK) else Path.home() / ".cache" / "gans"
+CACHE = Path(DATA, "cache") if os.access(Path(DATA).parent, os.W_OK) else Path.home() / ".cache/gans"
 FACES = {"image_size": 64, "width": 16, "epochs": 30}  # settings for the cartoons, where none are given
 DEFAULTS = {"faces": FACES, "celeba": {"image_size": 64}, "folder": {"image_size": 64}}
 CELEBA = Path("celeba", "img_align_celeba")  # where torchvision has its pictures, in --data-dir
@@ -82,14 +82,14 @@ def add_flags(add):
     add("--latent-dim", type=int, default=128, help="length of the noise vector z, and of w")
     choices = ["mnist", "fashion_mnist", "cifar10", "faces", "celeba", "folder"]
     add("--dataset", choices=choices, default="mnist", help="what to train on")
-    add("--data-dir", default=f"{HERE}/data", help="where the data set, or your folder, is")
-    add("--flip", action="store_true", help="mirror images at random, left to right")
+    add("--data-dir", default=DATA, help="where the data set, or your folder, is")
+    add("--flip", action=argparse.BooleanOptionalAction, default=False, help="mirror images at random")
     add("--limit", type=int, metavar="N", help="train on N of the images only, for a quick look")
     add("--fid-every", type=int, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
-    add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="faster: tf32 on GPUs; bf16")
+    add("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="faster, less exact than fp32")
     add("--seed", type=int, default=42, help="all randomness follows from it")
-    add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
+    add("--keep-every", type=int, metavar="K", help="every K epochs, also save the generator alone")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
     add("--generate", type=int, metavar="N", help="no training: write N images, with --checkpoint")
@@ -409,14 +409,15 @@ def train(args):
         parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
-        fail(f"--epochs: {args.resume} has {len(history)} already; give more")
+        fail(f"--epochs: {args.resume} has run {len(history)} already; ask for more")
     if args.fid_every:
         import fid
 
         judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
+    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
     steps = len(images) // batch_size * (args.epochs - len(history))
-    few = " (few: raise --epochs)" if steps < 1000 else ""
+    few = " (too few: raise --epochs)" if steps < 1000 else ""
     print(f"{len(images):,} images, {steps:,} steps{few}, on {args.device}: {folder}", file=sys.stderr)
 
     for epoch in range(len(history) + 1, args.epochs + 1):
@@ -455,16 +456,16 @@ def load_images(args):
     size = [args.image_size, args.image_size]
     torch.manual_seed(args.seed)
     if args.dataset in ("celeba", "folder"):
-        folder = Path(args.data_dir, CELEBA if args.dataset == "celeba" else "")
+        folder = Path(args.data_dir, CELEBA if args.dataset == "celeba" else "").resolve()
         paths = list_pictures(folder)
-        numbers = sorted(torch.randperm(len(paths))[: args.limit].tolist())
+        numbers = sorted(torch.randperm(len(paths))[: args.limit or None].tolist())
         images = read_pictures([paths[number] for number in numbers], args.image_size)
-        if args.resume and args.images != len(images):
-            print(f"pictures have come or gone: there were {args.images:,}, now there are {len(images):,}")
+        if args.resume and getattr(args, "images", len(images)) != len(images):
+            tqdm.write(f"pictures have changed: {args.images:,} before, {len(images):,} now", file=sys.stderr)
         args.images = len(images)  # into the checkpoint
         return images.to(args.device)
     images = read_sheets(args) if args.dataset == "faces" else read_dataset(args)
-    images = images[torch.randperm(len(images))[: args.limit]]
+    images = images[torch.randperm(len(images))[: args.limit or None]]
     if "mnist" in args.dataset:
         images = F.pad(images, (2, 2, 2, 2))  # 28x28 to 32x32
     chunks = images.split(1000)  # resize needs floats: 4 times the memory
@@ -478,7 +479,7 @@ def read_dataset(args, train=True):
     try:
         images = torch.as_tensor(dataset_class(args.data_dir, train=train, download=True).data)
     except Exception as error:  # many types are possible
-        fail(f"--data-dir: no {args.dataset} in {args.data_dir}; yours need --dataset folder ({error!r:.99})")
+        fail(f"--data-dir: no {args.dataset} in {args.data_dir}; your own: --dataset folder ({error!r:.99})")
     return images.movedim(3, 1) if images.ndim == 4 else images[:, None]
 
 
@@ -486,8 +487,8 @@ def read_sheets(args, pattern="train_??.webp"):
     """The cartoon faces (N, 3, 64, 64) of data/faces: a sheet has 32 rows of 32."""
     folder = Path(args.data_dir, "faces")
     sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
-    if not sheets:
-        fail(f"--data-dir: {folder} has no sheets of faces; yours need --dataset folder")
+    if {sheet.shape for sheet in sheets} != {(2048, 2048, 3)}:
+        fail(f"--data-dir: {folder} has not the sheets of faces; for your own, --dataset folder")
     faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
     return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
 
@@ -541,8 +542,8 @@ def draw(generator, folder, epoch, args):
 
 def plot(history, folder, last=True):
     """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
-    rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
-    (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
+    rows = [",".join(f"{means.get(name, math.nan):.5g}" for name in history[-1]) for means in history]
+    (folder / "history.csv").write_text("\n".join([",".join(history[-1]), *rows]) + "\n")
     path = folder / "losses.png"
     if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
         return  # a plot can take longer than an epoch
@@ -560,34 +561,33 @@ def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    numbered = (f"{parent}/{number:03d}" for number in range(1, 10**6))
-    for folder in map(Path, [args.out_dir] if args.out_dir else numbered):
+    folders = [args.out_dir] if args.out_dir else [f"{parent}/{number:03d}" for number in range(1, 10_000)]
+    for folder in folders:
         with contextlib.suppress(FileExistsError):  # there, perhaps since a moment ago
-            folder.mkdir(parents=True)
-            return folder
-    fail(f"--out-dir: {args.out_dir} is there already; name a new folder")
+            Path(folder).mkdir(parents=True)
+            return Path(folder)
+    fail(f"--out-dir: {folder} is there already; name a new folder")
 
 
 def save(parts, history, folder, args):
-    """Write the checkpoint, first under another name, so that there is never half of one; and config.json."""
+    """Write the checkpoint, first under another name, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
     not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this command, not of the run
-    settings = {name: value for name, value in vars(args).items() if name not in not_saved}
+    settings = {name: value for name, value in vars(args).items() if name not in not_saved and value != DATA}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
-    tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
+    tmp = folder / "checkpoint.tmp"
     try:
         if args.keep_every and len(history) % args.keep_every == 0:
-            torch.save({name: checkpoint[name] for name in ("ema", "script", "settings")}, alone)
+            torch.save({name: checkpoint[name] for name in ("ema", "script", "settings")}, tmp)
+            tmp.replace(folder / f"generator_epoch_{len(history):04d}.pt")
         torch.save(checkpoint, tmp)
+        tmp.replace(folder / "checkpoint.pt")
     except (OSError, RuntimeError) as error:  # a full disk can look like either
         tmp.unlink(missing_ok=True)
-        alone.unlink(missing_ok=True)
-        fail(f"{folder} cannot be written, its checkpoint.pt is of the epoch before ({error!r:.99})", 1)
-    tmp.replace(folder / "checkpoint.pt")
-    (folder / "config.json").write_text(json.dumps(settings | {"torch": torch.__version__}, indent=2))
+        fail(f"cannot write to {folder}; the last good checkpoint.pt is kept ({error!r:.150})", 1)
 
 
 def load_checkpoint(path, **modules):
@@ -615,25 +615,25 @@ def list_pictures(folder):
     """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
     files, visited = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        a_run = visited and {"config.json", "history.csv"} <= {*names}
-        if a_run or os.path.realpath(here) in visited:  # links can lead back up
+        is_run = here != str(folder) and "config.json" in names and "history.csv" in names
+        if is_run or os.path.realpath(here) in visited:  # links can lead back up
             folders.clear()
             continue
         visited.add(os.path.realpath(here))
-        folders[:] = [name for name in folders if name[0] != "."]
-        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).exists()]
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        files += [Path(here, name) for name in names if name[0] != "." and Path(here, name).is_file()]
     pictures = sorted(path for path in files if path.suffix.lower() in Image.registered_extensions())
     others = Counter(path.suffix for path in files) - Counter(path.suffix for path in pictures)
-    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others)}", file=sys.stderr)
+    tqdm.write(f"{folder}: {len(pictures):,} pictures; other files: {dict(others) or 0}", file=sys.stderr)
     return pictures
 
 
 def decode(path, size):
     """The middle square of a picture, upright and on white: bytes (3, size, size); None if it is damaged."""
     try:
-        with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-        if image.mode[0] in "IF":  # grey, in 16 bits or as floats from 0 to 1
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats from 0 to 1
             levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
             image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
         image = ImageOps.fit(image.convert("RGBA"), (size, size), Image.Resampling.BILINEAR)
@@ -653,7 +653,7 @@ def read_pictures(paths, size):
         decoded = pool.imap(lambda path: decode(path, size), paths)
         images = [image for image in tqdm(decoded, "decoding", len(paths)) if image is not None]
     if not images:
-        fail("--data-dir: all pictures are damaged; give others")
+        fail("--data-dir: no picture there can be read; check the path")
     tmp = cache.with_suffix(f".{os.getpid()}.npy")  # another process may decode the same
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
@@ -672,20 +672,20 @@ def parse_args(argv=None):
     parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)  # a first look, for --resume and the like
-    if bool(args.generate) != bool(args.checkpoint) or (args.generate and args.resume):
+    if (args.generate is None) != (args.checkpoint is None) or (args.generate and args.resume):
         fail("--generate N needs --checkpoint PATH, and no --resume")
     if args.truncation is not None and not args.generate:
         fail("--truncation: it is for the images of --generate")
-    if args.resume or args.checkpoint:
+    if (args.resume, args.checkpoint) != (None, None):
         parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     else:
         parser.set_defaults(**DEFAULTS.get(args.dataset, {}))
     args = parser.parse_args(argv)  # with the new defaults
     for name, value in vars(args).items():
-        least = 0 if isinstance(value, float) or name in ("seed", "mapping_layers") else 1
-        if type(value) in (int, float) and name != "truncation" and not least <= value < math.inf:
-            fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
-    if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
+        lowest = 0 if type(value) is float or name in ("seed", "mapping_layers", "limit", "fid_every") else 1
+        if type(value) in (int, float) and name != "truncation" and not lowest <= value < 10**12:
+            fail(f"--{name.replace('_', '-')}: give a number of at least {lowest}")
+    if args.fid_every and not args.checkpoint and not Path(DATA).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     auto = args.device == "auto"
     if auto:
@@ -695,7 +695,7 @@ def parse_args(argv=None):
     except Exception as error:  # many types are possible
         if not auto:
             fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
-        tqdm.write(f"cpu, for {args.device} does not work ({error!r:.150})", file=sys.stderr)
+        tqdm.write(f"on cpu: {args.device} does not work here ({error!r:.150})", file=sys.stderr)
         args.device = "cpu"
     return args
 
@@ -722,7 +722,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         fail("stopped; --resume goes on after the last whole epoch", 130)
     except OSError as error:  # a folder that is there already or cannot be written, a full disk
-        fail(f"{error}; --out-dir names another folder")
+        fail(f"{error} (a run writes into --out-dir)")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ OWN["parse_args"] = ["vanilla_gan", "dcgan64_celeba", "gan_2d", "stylegan", *TRA
 OWN["load_images"] = ["cgan", "dcgan32_wgan_sn", "dcgan64_celeba", "stylegan"]  # classes; 32x32; folders
 OWN["sample"] = ["cgan", "gan_2d", *TRANSLATORS]  # takes classes; points; pictures
 OWN["make_generator"] = ["pix2pix", "stylegan"]
-OWN["read_pictures"] = OWN["save"] = ["stylegan"]
+OWN["read_pictures"] = ["stylegan"]
+OWN["save"] = ["gan_2d", "stylegan"]  # no data; keeps the average
+OWN["main"] = ["dcgan32_wgan_sn", "dcgan64_celeba", "stylegan", *TRANSLATORS]  # --precision
 for name in ("draw", "generate"):  # by class; uniform noise; points; styles; pictures
     OWN[name] = ["cgan", "dcgan32_wgan_sn", "gan_2d", "stylegan", *TRANSLATORS]
 for name in ("check", "measure", "count_channels", "read_folders", "decode"):

@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "vanilla_gan"
-HERE = Path(globals().get("__file__", "")).parent  # in a notebook there is no __file__
+DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # what losses.png shows
 
 
@@ -57,12 +57,12 @@ def add_flags(add):
     add("--batch-size", type=int, default=128, help="images per step")
     add("--latent-dim", type=int, default=100, help="length of the noise vector z")
     add("--dataset", choices=["mnist", "fashion_mnist"], default="mnist", help="what to train on")
-    add("--data-dir", default=f"{HERE}/data", help="where the data set is, or will be downloaded")
+    add("--data-dir", default=DATA, help="where the data set is, or will be downloaded")
     add("--limit", type=int, metavar="N", help="train on N of the images only, for a quick look")
     add("--fid-every", type=int, metavar="K", help="every K epochs, measure samples with fid.py")
     add("--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:1, mps, ...")
     add("--seed", type=int, default=42, help="all randomness follows from it")
-    add("--keep-every", type=int, metavar="K", help="every K epochs, keep the generator, for --checkpoint")
+    add("--keep-every", type=int, metavar="K", help="every K epochs, also save the generator alone")
     add("--out-dir", help="a new folder for the run; default: the next free number in runs/<script>")
     add("--resume", metavar="PATH", help="go on from this checkpoint.pt; flags you give win over its own")
     add("--generate", type=int, metavar="N", help="no training: write N images, with --checkpoint")
@@ -193,14 +193,15 @@ def train(args):
         parts["optimizer_g"].param_groups[0]["lr"] = args.lr_g  # but with the rates of now
         parts["optimizer_d"].param_groups[0]["lr"] = args.lr_d
     if len(history) >= args.epochs:
-        fail(f"--epochs: {args.resume} has {len(history)} already; give more")
+        fail(f"--epochs: {args.resume} has run {len(history)} already; ask for more")
     if args.fid_every:
         import fid
 
         judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
+    (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
     steps = len(images) // batch_size * (args.epochs - len(history))
-    few = " (few: raise --epochs)" if steps < 1000 else ""
+    few = " (too few: raise --epochs)" if steps < 1000 else ""
     print(f"{len(images):,} images, {steps:,} steps{few}, on {args.device}: {folder}", file=sys.stderr)
 
     for epoch in range(len(history) + 1, args.epochs + 1):
@@ -238,7 +239,7 @@ def load_images(args):
     except Exception as error:  # many types are possible
         fail(f"--data-dir: {args.dataset} is not in {args.data_dir} and cannot be downloaded ({error!r:.99})")
     torch.manual_seed(args.seed)
-    return images[torch.randperm(len(images))[: args.limit]].to(args.device)
+    return images[torch.randperm(len(images))[: args.limit or None]].to(args.device)
 
 
 @torch.no_grad()
@@ -267,8 +268,8 @@ def draw(generator, folder, epoch, args):
 
 def plot(history, folder, last=True):
     """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
-    rows = [",".join(f"{value:.5g}" for value in means.values()) for means in history]
-    (folder / "history.csv").write_text("\n".join([",".join(history[0].keys()), *rows]) + "\n")
+    rows = [",".join(f"{means.get(name, math.nan):.5g}" for name in history[-1]) for means in history]
+    (folder / "history.csv").write_text("\n".join([",".join(history[-1]), *rows]) + "\n")
     path = folder / "losses.png"
     if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
         return  # a plot can take longer than an epoch
@@ -286,34 +287,33 @@ def open_folder(args, parent):
     """The folder of a resumed run, or a new one: --out-dir or the next free of parent/001, parent/002, ..."""
     if args.resume and not args.out_dir:
         return Path(args.resume).parent
-    numbered = (f"{parent}/{number:03d}" for number in range(1, 10**6))
-    for folder in map(Path, [args.out_dir] if args.out_dir else numbered):
+    folders = [args.out_dir] if args.out_dir else [f"{parent}/{number:03d}" for number in range(1, 10_000)]
+    for folder in folders:
         with contextlib.suppress(FileExistsError):  # there, perhaps since a moment ago
-            folder.mkdir(parents=True)
-            return folder
-    fail(f"--out-dir: {args.out_dir} is there already; name a new folder")
+            Path(folder).mkdir(parents=True)
+            return Path(folder)
+    fail(f"--out-dir: {folder} is there already; name a new folder")
 
 
 def save(parts, history, folder, args):
-    """Write the checkpoint, first under another name, so that there is never half of one; and config.json."""
+    """Write the checkpoint, first under another name, so that there is never half of one."""
     networks = [module for module in parts.values() if isinstance(module, nn.Module)]
     if not all(weight.isfinite().all() for network in networks for weight in network.parameters()):
         fail(f"epoch {len(history)}: weights are not finite; try again with lower --lr-g and --lr-d", 1)
     not_saved = {"device", "out_dir", "resume", "generate", "checkpoint"}  # of this command, not of the run
-    settings = {name: value for name, value in vars(args).items() if name not in not_saved}
+    settings = {name: value for name, value in vars(args).items() if name not in not_saved and value != DATA}
     checkpoint = {name: module.state_dict() for name, module in parts.items()}
     checkpoint |= {"script": SCRIPT, "settings": settings, "history": history}
-    tmp, alone = folder / "checkpoint.tmp", folder / f"generator_epoch_{len(history):04d}.pt"
+    tmp = folder / "checkpoint.tmp"
     try:
         if args.keep_every and len(history) % args.keep_every == 0:
-            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, alone)
+            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, tmp)
+            tmp.replace(folder / f"generator_epoch_{len(history):04d}.pt")
         torch.save(checkpoint, tmp)
+        tmp.replace(folder / "checkpoint.pt")
     except (OSError, RuntimeError) as error:  # a full disk can look like either
         tmp.unlink(missing_ok=True)
-        alone.unlink(missing_ok=True)
-        fail(f"{folder} cannot be written, its checkpoint.pt is of the epoch before ({error!r:.99})", 1)
-    tmp.replace(folder / "checkpoint.pt")
-    (folder / "config.json").write_text(json.dumps(settings | {"torch": torch.__version__}, indent=2))
+        fail(f"cannot write to {folder}; the last good checkpoint.pt is kept ({error!r:.150})", 1)
 
 
 def load_checkpoint(path, **modules):
@@ -344,16 +344,16 @@ def parse_args(argv=None):
     parser.error = fail  # one line in place of argparse's usage text
     add_flags(parser.add_argument)
     args = parser.parse_args(argv)  # a first look, for --resume and the like
-    if bool(args.generate) != bool(args.checkpoint) or (args.generate and args.resume):
+    if (args.generate is None) != (args.checkpoint is None) or (args.generate and args.resume):
         fail("--generate N needs --checkpoint PATH, and no --resume")
-    if args.resume or args.checkpoint:
+    if (args.resume, args.checkpoint) != (None, None):
         parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     args = parser.parse_args(argv)  # with the new defaults
     for name, value in vars(args).items():
-        least = 0 if isinstance(value, float) or name == "seed" else 1
-        if type(value) in (int, float) and not least <= value < math.inf:
-            fail(f"--{name.replace('_', '-')}: give a number, at least {least}")
-    if args.fid_every and not args.checkpoint and not (HERE / "fid.py").exists():
+        lowest = 0 if type(value) is float or name in ("seed", "limit", "fid_every") else 1
+        if type(value) in (int, float) and not lowest <= value < 10**12:
+            fail(f"--{name.replace('_', '-')}: give a number of at least {lowest}")
+    if args.fid_every and not args.checkpoint and not Path(DATA).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     auto = args.device == "auto"
     if auto:
@@ -363,7 +363,7 @@ def parse_args(argv=None):
     except Exception as error:  # many types are possible
         if not auto:
             fail(f"--device: there is no {args.device} on this machine; give cpu, or leave it out")
-        tqdm.write(f"cpu, for {args.device} does not work ({error!r:.150})", file=sys.stderr)
+        tqdm.write(f"on cpu: {args.device} does not work here ({error!r:.150})", file=sys.stderr)
         args.device = "cpu"
     return args
 
@@ -389,7 +389,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         fail("stopped; --resume goes on after the last whole epoch", 130)
     except OSError as error:  # a folder that is there already or cannot be written, a full disk
-        fail(f"{error}; --out-dir names another folder")
+        fail(f"{error} (a run writes into --out-dir)")
 
 
 if __name__ == "__main__":

@@ -329,7 +329,7 @@ def translation(player, device):
     def earlier(pool, images):
         given = []
         for image in images.detach():
-            if len(pool) < args.pool * args.batch_size:
+            if len(pool) < args.pool:
                 pool.append(image)
             elif random.random() < 0.5:
                 number = random.randrange(len(pool))

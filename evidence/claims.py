@@ -1045,7 +1045,7 @@ def influence(script, generator, network, names, pairs=1000):
         if names == ["class"]:
             light = prepared.double()  # (N, 1, 28, 28), from 0 to 1
             outline = light > 0.2 * light.amax((2, 3), keepdim=True)
-            detail = (light - fid.average_pool(light)).abs()
+            detail = (light - fid.AVERAGE_POOL(light)).abs()
             within = -F.max_pool2d(-F.pad(outline.double(), [1] * 4), 3, 1)  # without its edge
             mean = {"inside": (light, outline), "grain": (detail, within)}
             seen |= {k: (x * m).sum((1, 2, 3)) / m.sum((1, 2, 3)).clamp(min=1) for k, (x, m) in mean.items()}

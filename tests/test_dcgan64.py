@@ -205,9 +205,9 @@ def test_a_folder_without_a_picture_to_read_is_refused_in_one_line(pictures, tmp
     argv = ["--dataset", "folder", "--device", "cpu", "--data-dir"]
     (tmp_path / "bad").mkdir()
     for place in "bad", "nowhere", "pictures/notes.txt":
-        fails(script, [*argv, tmp_path / place], capsys, "--data-dir", "pictures")
+        fails(script, [*argv, tmp_path / place], capsys, "--data-dir", "picture")
     (tmp_path / "bad/a.png").write_bytes(b"")
-    fails(script, [*argv, tmp_path / "bad"], capsys, "--data-dir", "damaged")
+    fails(script, [*argv, tmp_path / "bad"], capsys, "--data-dir", "can be read")
     assert not Path("runs").exists()
     assert not any(Path("data/cache").iterdir())
 
@@ -264,14 +264,14 @@ def test_faces_are_the_default_and_begin_with_noise(tmp_path, monkeypatch, capsy
     images = script.read_sheets(args)
     assert torch.equal(images, fid.open_faces(ROOT / "data/faces", "train")[0])
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "HERE", Path())
+    monkeypatch.setattr(script, "DATA", "data")
     fails(script, [], capsys, "--data-dir", "data/faces", "--dataset folder")
     Path("data/faces").mkdir(parents=True)
     with Image.open(ROOT / "data/faces/train_00.webp") as sheet:
         sheet.save("data/faces/train_00.webp", lossless=True, method=0)
     steps = watch_steps(monkeypatch, script)
     script.main(["--limit", "4", "--epochs", "2", "--batch-size", "2", "--device", "cpu", "--out-dir", "run"])
-    assert "faces: 4 images, 4 steps (few: raise --epochs): run\n" in capsys.readouterr().err
+    assert "faces: 4 images, 4 steps (too few: raise --epochs): run\n" in capsys.readouterr().err
     assert [step["noise_std"] for step in steps] == [0.5, 0.5, 0.25, 0.25]
     seen = {
         ((step["real"][i] + 1) * 127.5).round().byte().numpy().tobytes() for step in steps for i in (0, 1)
@@ -290,7 +290,7 @@ def test_celeba_is_the_default_where_its_folder_is(tmp_path, monkeypatch, capsys
         raise OSError("quota")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(script, "HERE", Path())
+    monkeypatch.setattr(script, "DATA", "data")
     monkeypatch.setattr(datasets.CelebA, "download", refuse)
     argv = ["--batch-size", "4", "--epochs", "1", "--device", "cpu"]
     words = "--data-dir", "img_align_celeba.zip", "quota", "--dataset faces or folder"

@@ -151,7 +151,7 @@ def test_fid_track_repeats_an_epoch_that_is_trained_again(tmp_path, no_plots):
 
 
 def test_fid_every_needs_fid_beside_the_script(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dcgan_mnist, "HERE", tmp_path)
+    monkeypatch.setattr(dcgan_mnist, "DATA", str(tmp_path / "data"))
     fails(dcgan_mnist, ["--fid-every", 1], capsys, "--fid-every", "fid.py")
 
 

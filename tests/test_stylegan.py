@@ -366,7 +366,7 @@ def test_a_limit_is_chosen_by_the_seed_before_anything_is_decoded(pictures, monk
 def test_a_folder_without_pictures_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
-    fails(script, ["--dataset", "folder", "--data-dir", "empty"], capsys, "--data-dir", "pictures")
+    fails(script, ["--dataset", "folder", "--data-dir", "empty"], capsys, "--data-dir", "picture")
     fails(script, ["--dataset", "celeba", "--data-dir", tmp_path], capsys, "--data-dir")
     assert not Path("runs").exists()
 

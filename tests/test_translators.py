@@ -143,7 +143,7 @@ def test_folders_that_cannot_be_used_are_refused_in_one_line(script, capsys):
     fails(script, [*flags, "--folder-a", "here"], capsys, "--folder-a, --folder-b")
     Path("A").mkdir()
     Path("B").mkdir()
-    fails(script, [*flags, "--data-dir", "."], capsys, "A: there are no pictures")
+    fails(script, [*flags, "--data-dir", "."], capsys, "A: no such file, or no pictures")
     fails(script, ["--task", "lines", "--device", "cpu"], capsys, "--task", "--dataset faces")
     assert not Path("runs").exists()
 

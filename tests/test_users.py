@@ -113,7 +113,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_no_half_file(tmp_path, monke
 
     monkeypatch.setattr(torch, "save", fill)
     argv = ["--resume", tmp_path / "run/checkpoint.pt", "--epochs", 2, "--keep-every", 1, "--device", "cpu"]
-    fails(vanilla_gan, argv, capsys, tmp_path / "run", "cannot be written", status=1)
+    fails(vanilla_gan, argv, capsys, tmp_path / "run", "cannot write", status=1)
     assert_same_bits(read(tmp_path / "run/checkpoint.pt"), good)
     assert not [*(tmp_path / "run").glob("*.tmp"), *(tmp_path / "run").glob("generator*")]
 
@@ -146,7 +146,7 @@ def test_a_run_goes_on_elsewhere_with_other_data_rates_and_its_history(
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     flags = ["--resume", "run/checkpoint.pt", "--epochs", "2", "--lr-g", "1e-5", "--device", "cpu"]
     dcgan64_celeba.main([*flags, "--data-dir", "new", "--out-dir", "further"])
-    assert "there were 8, now there are 12" in capsys.readouterr().out
+    assert "pictures have changed: 8 before, 12 now" in capsys.readouterr().err
     checkpoint = read("further/checkpoint.pt")
     assert [row["epoch"] for row in checkpoint["history"]] == [1, 2]
     assert checkpoint["optimizer_g"]["param_groups"][0]["lr"] == 1e-5
@@ -178,7 +178,7 @@ def test_kept_generators_draw_what_the_checkpoint_of_that_epoch_draws(tmp_path, 
 
 def test_few_steps_are_said(tmp_path, capsys, no_plots):
     vanilla_gan.main(short("vanilla_gan", tmp_path / "run"))
-    assert "24 images, 12 steps (few: raise --epochs)" in capsys.readouterr().err
+    assert "24 images, 12 steps (too few: raise --epochs)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", [dcgan64_celeba, stylegan, pix2pix, cyclegan])
