@@ -27,17 +27,16 @@ def fail(message):
 def export(checkpoint):
     """Of a script's checkpoint, a dictionary, what --generate and --translate use; weights in float16.
 
-    stylegan.py draws with the average of its generators, `ema`. Paths in the settings are set back to what
-    they are by default, since they are of the machine that trained; give --data-dir where data are needed.
+    stylegan.py draws with the average of its generators, `ema`. Folders are left out of the settings, since
+    they are of the machine that trained: --generate takes the default, or --data-dir.
     """
     name = "ema" if "ema" in checkpoint else "generator"
 
     def halved(tensor):
         return tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
 
-    usual = {"data_dir": "data", "folder_a": None, "folder_b": None, "out_dir": None, "resume": None}
-    usual |= {"checkpoint": None, "device": "auto"}
-    settings = {name: usual.get(name, value) for name, value in checkpoint["settings"].items()}
+    of_the_machine = {"data_dir", "folder_a", "folder_b"}
+    settings = {name: value for name, value in checkpoint["settings"].items() if name not in of_the_machine}
     weights = {key: halved(tensor) for key, tensor in checkpoint[name].items()}
     return {"script": checkpoint["script"], "settings": settings, name: weights}
 
