@@ -57,7 +57,7 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "cyclegan"
-DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
+DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
 CACHE = Path(DATA, "cache") if os.access(Path(DATA).parent, os.W_OK) else Path.home() / ".cache/gans"
 PANELS = [["g_ab", "g_ba"], ["d_a", "d_b"], ["cycle_a", "cycle_b", "identity"]]  # what losses.png shows
 LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # of folders; the last: side by side
@@ -207,17 +207,14 @@ def generator_loss(fake_scores):
 
 # %% Training step
 class ImagePool(nn.Module):
-    """Fakes of earlier steps (size, C, S, S): a D that only saw the newest ones would forget the others.
-
-    It is a module, so that a checkpoint holds its images and, as extra state, their count.
-    """
+    """Fakes of earlier steps (size, C, S, S): a D that only saw the newest ones would forget the others."""
 
     def __init__(self, size, channels, side):
         super().__init__()
         self.count = 0  # of the images; not a tensor, so that no step waits for the device
         self.register_buffer("images", torch.zeros(size, channels, side, side))
 
-    def get_extra_state(self):
+    def get_extra_state(self):  # so a checkpoint holds the count, too
         return torch.tensor(self.count)
 
     def set_extra_state(self, state):
@@ -424,8 +421,9 @@ def draw(generator, test, folder, epoch):
     grid = in_colour(a, fake_b, again_a, b, fake_a, again_b)
     save_image(grid, folder / "samples" / f"epoch_{epoch:04d}.png", nrow=shown)
     paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
-    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
-    frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
+    with contextlib.suppress(OSError):  # one may be cut off
+        frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
+        frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
 def in_colour(*batches):
@@ -612,7 +610,7 @@ def list_pictures(folder):
     """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
     files, visited = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        is_run = here != str(folder) and "config.json" in names and "history.csv" in names
+        is_run = here != str(folder) and "config.json" in names and "samples" in folders
         if is_run or os.path.realpath(here) in visited:  # links can lead back up
             folders.clear()
             continue
@@ -644,9 +642,9 @@ def decode(path, size, half=None):
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats from 0 to 1
-            levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
-            image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
+        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats
+            scale = 1 / 257 if image.mode != "F" else 255 if image.getextrema()[1] <= 1 else 1
+            image = Image.fromarray((np.asarray(image) * scale + 0.5).clip(0, 255).astype(np.uint8))
         if half is not None:  # 0: left, 1: right
             middle = image.width // 2
             image = image.crop((half * middle, 0, half * middle + middle, image.height))
@@ -774,7 +772,8 @@ def generate(args):
         if args.translate and generator.layers[1].in_channels == 1:  # its first convolution
             images = make_a("grey", images)
         height, width = images.shape[2:]
-        padded = F.pad(images / 255, (0, -width % 4, 0, -height % 4), mode="replicate")  # to multiples of 4
+        padding = 0, max(-width % 4, 8 - width), 0, max(-height % 4, 8 - height)  # to multiples of 4
+        padded = F.pad(images / 255, padding, mode="replicate")
         for name, image in zip(names, sample(generator, padded)):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             save_image(image[:, :height, :width], folder / f"{name}.png")

@@ -48,7 +48,7 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "dcgan32_wgan_sn"
-DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
+DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
 PANELS = [["c_real", "c_fake"], ["diversity"]]  # what losses.png shows
 PUBLISHED = {"lr_g": 3e-5, "lr_d": 6e-5}  # for --published
 STAGES = 200, 4000, 8000, 20000  # steps after which stages.png grows
@@ -311,8 +311,9 @@ def draw(generator, folder, epoch, args):
     walks = [torch.lerp(z1, z2, t) for z1, z2 in z[:16].split(2)]
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
     paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
-    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
-    frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
+    with contextlib.suppress(OSError):  # one may be cut off
+        frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
+        frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
 def draw_stage(generator, folder, step, args):

@@ -57,7 +57,7 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "dcgan64_celeba"
-DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
+DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # what losses.png shows
 CACHE = Path(DATA, "cache") if os.access(Path(DATA).parent, os.W_OK) else Path.home() / ".cache/gans"
 FACES = {"epochs": 48, "instance_noise": 0.5}  # settings for the cartoons, where none are given
@@ -363,8 +363,9 @@ def draw(generator, folder, epoch, args):
     walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # 8 walks, each (10, latent_dim)
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
     paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
-    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
-    frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
+    with contextlib.suppress(OSError):  # one may be cut off
+        frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
+        frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
 def plot(history, folder, last=True):
@@ -443,7 +444,7 @@ def list_pictures(folder):
     """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
     files, visited = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        is_run = here != str(folder) and "config.json" in names and "history.csv" in names
+        is_run = here != str(folder) and "config.json" in names and "samples" in folders
         if is_run or os.path.realpath(here) in visited:  # links can lead back up
             folders.clear()
             continue
@@ -461,9 +462,9 @@ def decode(path, size):
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats from 0 to 1
-            levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
-            image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
+        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats
+            scale = 1 / 257 if image.mode != "F" else 255 if image.getextrema()[1] <= 1 else 1
+            image = Image.fromarray((np.asarray(image) * scale + 0.5).clip(0, 255).astype(np.uint8))
         image = ImageOps.fit(image.convert("RGBA"), (size, size), Image.Resampling.BILINEAR)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         return np.asarray(image).transpose(2, 0, 1)
@@ -487,7 +488,7 @@ def map_folder(args):
     cache = CACHE / f"{hashlib.sha256(repr([3, 64, 64, stats]).encode()).hexdigest()[:16]}.uint8"
     if not cache.exists():
         decode_all(paths, cache)
-    images = torch.from_file(str(cache), size=cache.stat().st_size, dtype=torch.uint8).view(-1, 3, 64, 64)
+    images = torch.from_numpy(np.memmap(cache, np.uint8, mode="c")).view(-1, 3, 64, 64)
     if args.resume and getattr(args, "images", len(images)) != len(images):
         tqdm.write(f"pictures have changed: {args.images:,} before, {len(images):,} now", file=sys.stderr)
     args.images = len(images)  # into the checkpoint

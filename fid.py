@@ -313,7 +313,7 @@ def inception_score(logits, splits=10):
 
 # %% Reading images
 SCRIPT = "fid"
-DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
+DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
 CACHE = Path(DATA, "cache") if os.access(Path(DATA).parent, os.W_OK) else Path.home() / ".cache/gans"
 DATASETS = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
 TEN_CLASSES = ["mnist", "fashion_mnist"]
@@ -396,7 +396,7 @@ def list_pictures(folder):
     """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
     files, visited = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        is_run = here != str(folder) and "config.json" in names and "history.csv" in names
+        is_run = here != str(folder) and "config.json" in names and "samples" in folders
         if is_run or os.path.realpath(here) in visited:  # links can lead back up
             folders.clear()
             continue
@@ -414,9 +414,9 @@ def decode(path, size):
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats from 0 to 1
-            levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
-            image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
+        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats
+            scale = 1 / 257 if image.mode != "F" else 255 if image.getextrema()[1] <= 1 else 1
+            image = Image.fromarray((np.asarray(image) * scale + 0.5).clip(0, 255).astype(np.uint8))
         size = (size, size) if size else image.size
         image = ImageOps.fit(image.convert("RGBA"), size, Image.Resampling.BILINEAR)
         image = Image.alpha_composite(Image.new("RGBA", size, "white"), image).convert("RGB")

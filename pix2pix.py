@@ -25,8 +25,7 @@ the mean difference from the target; `sharpness` is how much neighbouring pixels
 target's. Try --gan-weight 0, which leaves L1 alone: which of the two gets better, and which gets worse?
 
 Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: small
-pictures, patches and networks; batches of 32; no random crops, and mirroring only with --flip; rates that
-fall to 0, as in the authors' later code; samples in eval mode.
+pictures, patches and networks; batches of 32; no crops; mirroring only with --flip; samples in eval mode.
 """
 
 import argparse
@@ -55,7 +54,7 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "pix2pix"
-DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
+DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
 CACHE = Path(DATA, "cache") if os.access(Path(DATA).parent, os.W_OK) else Path.home() / ".cache/gans"
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["l1", "error"], ["sharpness"]]  # what losses.png shows
 LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # of folders; the last: side by side
@@ -73,7 +72,7 @@ def add_flags(add):
     tasks = ["mosaic", "outline", "grey", "lines"]
     add("--task", choices=tasks, help="how A is made from B; None: lines for faces, mosaic for digits")
     add("--direction", choices=["a2b", "b2a"], default="a2b", help="which is the input, and which the target")
-    add("--image-size", type=int, choices=[32, 64, 128, 256], help="pixels; None: 32 for digits, else 64")
+    add("--image-size", choices=["32", "64", "128", "256"], help="pixels; None: 32 for digits, else 64")
     add("--decay", type=float, default=0.5, help="share of the run in which the rates fall to 0")
     add("--epochs", type=int, default=10, help="passes over the training pairs")
     add("--lr-g", type=float, default=2e-4, help="Adam's learning rate for the generator")
@@ -371,8 +370,9 @@ def draw(generator, test_a, test_b, folder, epoch):
     columns = in_colour(a[:5], *variants, 2 * variants.std(0, correction=0)).unflatten(0, (8, -1))
     save_image(columns.transpose(0, 1).flatten(0, 1), folder / "variants.png", nrow=8)  # each row: an input
     paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
-    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
-    frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
+    with contextlib.suppress(OSError):  # one may be cut off
+        frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
+        frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
 def in_colour(*batches):
@@ -534,7 +534,7 @@ def list_pictures(folder):
     """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
     files, visited = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        is_run = here != str(folder) and "config.json" in names and "history.csv" in names
+        is_run = here != str(folder) and "config.json" in names and "samples" in folders
         if is_run or os.path.realpath(here) in visited:  # links can lead back up
             folders.clear()
             continue
@@ -566,9 +566,9 @@ def decode(path, size, half=None):
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats from 0 to 1
-            levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
-            image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
+        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats
+            scale = 1 / 257 if image.mode != "F" else 255 if image.getextrema()[1] <= 1 else 1
+            image = Image.fromarray((np.asarray(image) * scale + 0.5).clip(0, 255).astype(np.uint8))
         if half is not None:  # 0: left, 1: right
             middle = image.width // 2
             image = image.crop((half * middle, 0, half * middle + middle, image.height))
@@ -639,7 +639,7 @@ def read_folders(args, train):
     half_a, half_b = (0, 1) if folders[0] == folders[1] and not args.task else (None, None)
     a, names_a = read_pictures({name: a[name] for name in names}, args.image_size, half_a)
     b, names_b = read_pictures({name: b[name] for name in names}, args.image_size, half_b)
-    both = {*names_a} & {*names_b}  # one of two may be damaged
+    both = {*names_a} & {*names_b} or fail("--data-dir: there is no pair of which both can be read")
     a, b = a[[name in both for name in names_a]], b[[name in both for name in names_b]]
     return a, b, [name for name in names_a if name in both]
 
@@ -658,11 +658,12 @@ def parse_args(argv=None):
     if (args.resume, args.checkpoint) != (None, None):
         parser.set_defaults(**load_checkpoint(args.resume or args.checkpoint)["settings"])
     else:
-        size = args.image_size or (32 if "mnist" in args.dataset else 64)
+        size = int(args.image_size or (32 if "mnist" in args.dataset else 64))
         task = {"faces": "lines", "folder": None}.get(args.dataset, "mosaic")
         patch_layers = {32: 1, 64: 2, 128: 3, 256: 3}[size]  # about half of the picture, at most 70 pixels
         parser.set_defaults(image_size=size, task=task, patch_layers=patch_layers)
     args = parser.parse_args(argv)  # with the new defaults
+    args.image_size = int(args.image_size)
     for name, value in vars(args).items():
         lowest = 0 if type(value) is float or name in ("seed", "limit", "fid_every") else 1
         if type(value) in (int, float) and not lowest <= value < 10**12:

@@ -56,7 +56,7 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "stylegan"
-DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
+DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["r1"], ["diversity"]]  # what losses.png shows
 CACHE = Path(DATA, "cache") if os.access(Path(DATA).parent, os.W_OK) else Path.home() / ".cache/gans"
 FACES = {"image_size": 64, "width": 16, "epochs": 30}  # settings for the cartoons, where none are given
@@ -511,8 +511,9 @@ def draw(generator, folder, epoch, args):
     z = torch.randn(64, args.latent_dim, generator=rng).to(args.device)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
     paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
-    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
-    frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
+    with contextlib.suppress(OSError):  # one may be cut off
+        frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
+        frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
     # Pairs of rows with the same ends: an arc in Z, where each z is from N(0, I), and a straight line in W.
     rows, t = [], torch.linspace(0, 1, 10, device=z.device)[:, None]
@@ -615,7 +616,7 @@ def list_pictures(folder):
     """The paths of all pictures in a folder and below it, but no hidden ones, and none that a run made."""
     files, visited = [], set()
     for here, folders, names in os.walk(folder, followlinks=True):
-        is_run = here != str(folder) and "config.json" in names and "history.csv" in names
+        is_run = here != str(folder) and "config.json" in names and "samples" in folders
         if is_run or os.path.realpath(here) in visited:  # links can lead back up
             folders.clear()
             continue
@@ -633,9 +634,9 @@ def decode(path, size):
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats from 0 to 1
-            levels = np.asarray(image) * (255 if image.mode == "F" else 1 / 257)
-            image = Image.fromarray((levels + 0.5).clip(0, 255).astype(np.uint8))
+        if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats
+            scale = 1 / 257 if image.mode != "F" else 255 if image.getextrema()[1] <= 1 else 1
+            image = Image.fromarray((np.asarray(image) * scale + 0.5).clip(0, 255).astype(np.uint8))
         image = ImageOps.fit(image.convert("RGBA"), (size, size), Image.Resampling.BILINEAR)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         return np.asarray(image).transpose(2, 0, 1)

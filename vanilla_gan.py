@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 # %% Settings
 SCRIPT = "vanilla_gan"
-DATA = str(Path(globals().get("__file__", "")).parent / "data")  # a notebook has no __file__
+DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"]]  # what losses.png shows
 
 
@@ -262,8 +262,9 @@ def draw(generator, folder, epoch, args):
     walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # 8 walks, each (10, latent_dim)
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
     paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
-    frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
-    frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
+    with contextlib.suppress(OSError):  # one may be cut off
+        frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
+        frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
 def plot(history, folder, last=True):
