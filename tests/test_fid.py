@@ -481,7 +481,7 @@ def test_files_that_are_damaged_are_named_and_left_out(folders, tiny, capsys):
     assert "hidden" not in output.err
     for path in Path("a").iterdir():
         path.write_text("text")
-    fails(fid, ["a", "b", "--device", "cpu"], capsys, "a", "too few")
+    fails(fid, ["a", "b", "--device", "cpu"], capsys, "a", "can be read")
 
 
 def test_files_are_cropped_and_resized_as_training_does(folders, tiny, capsys):

@@ -204,5 +204,5 @@ def test_the_readmes_commands_are_understood(monkeypatch, tmp_path):
     assert len(commands) > 5
     for name, *flags in commands:
         script = importlib.import_module(name[:-3])
-        monkeypatch.setattr(script, "load_checkpoint", lambda path: {"settings": {}})
+        monkeypatch.setattr(script, "load_checkpoint", lambda path: {"settings": {"image_size": 64}})
         script.parse_args(flags + ["--device", "cpu"])
