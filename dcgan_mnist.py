@@ -203,7 +203,7 @@ def diagnose(means, real_label):
     if means["d_real"] > 0.9 * real_label and means["d_fake"] < 0.02:  # close to its two targets
         yield "D wins, and G learns slowly: raise --lr-g"
     if means["diversity"] < 0.5:
-        yield "mode collapse: all samples look alike"
+        yield "mode collapse, or G has only begun: samples vary little"
 
 
 # %% Training
@@ -271,17 +271,17 @@ def train(args):
             for failure in diagnose(means, args.real_label):
                 print(f"  {failure}", flush=True)
         draw(generator, folder, epoch, args)
-        plot(history, folder, last=epoch == args.epochs)
         if args.fid_every and epoch % args.fid_every == 0:
             fid.track(judge, lambda n: sample(generator, torch.randn(n, args.latent_dim)), folder, epoch)
         save(parts, history, folder, args)
+        plot(history, folder, last=epoch == args.epochs)
 
 
 # %% Data, pictures, files
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
-    raise SystemExit(status)
+    raise SystemExit(status) from None
 
 
 def load_images(args):
@@ -306,7 +306,7 @@ def sample(generator, z):
 
 
 def draw(generator, folder, epoch, args):
-    """Write the samples of an epoch, always from the same z, interpolation.png and progress.gif."""
+    """Write the samples of an epoch, always from the same z, and interpolation.png."""
     (folder / "samples").mkdir(exist_ok=True)
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(64, args.latent_dim, generator=rng)
@@ -314,19 +314,15 @@ def draw(generator, folder, epoch, args):
     t = torch.linspace(0, math.pi / 2, 10)[:, None]  # cos^2 + sin^2 = 1: each z on the arc is from N(0, I)
     walks = [t.cos() * z1 + t.sin() * z2 for z1, z2 in z[:16].split(2)]  # 8 walks, each (10, latent_dim)
     save_image(sample(generator, torch.cat(walks)), folder / "interpolation.png", nrow=10)
-    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
-    with contextlib.suppress(OSError):  # one may be cut off
-        frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
-        frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
-def plot(history, folder, last=True):
-    """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
+def plot(history, folder, last):
+    """Write history.csv after each epoch; every half a minute, and at last, losses.png and progress.gif."""
     rows = [",".join(f"{means.get(name, math.nan):.5g}" for name in history[-1]) for means in history]
     (folder / "history.csv").write_text("\n".join([",".join(history[-1]), *rows]) + "\n")
     path = folder / "losses.png"
-    if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
-        return  # a plot can take longer than an epoch
+    if not last and path.exists() and time.time() - path.stat().st_mtime < 30:
+        return  # these can take longer than an epoch
     figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
     for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
         values = [[means[name] for name in names] for means in history]
@@ -335,6 +331,10 @@ def plot(history, folder, last=True):
         axis.set_xlabel("epoch")
         axis.legend()
     figure.savefig(path)
+    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
+    with contextlib.suppress(OSError):  # one may be cut off
+        frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
+        frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
 def open_folder(args, parent):
@@ -407,9 +407,9 @@ def parse_args(argv=None):
         parser.set_defaults(**PUBLISHED)
     args = parser.parse_args(argv)  # with the new defaults
     for name, value in vars(args).items():
-        lowest = 0 if type(value) is float or name in ("seed", "limit", "fid_every") else 1
+        lowest = 0 if type(value) is float or name in ("seed", "limit", "fid_every") else 1  # counts: from 1
         if type(value) in (int, float) and not lowest <= value < 10**12:
-            fail(f"--{name.replace('_', '-')}: give a number of at least {lowest}")
+            fail(f"--{name.replace('_', '-')}: give a number from {lowest} to 10**12")
     if args.fid_every and not args.checkpoint and not Path(DATA).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     auto = args.device == "auto"
@@ -444,7 +444,7 @@ def main(argv=None):
     try:
         run(args)
     except KeyboardInterrupt:
-        fail("stopped; --resume goes on after the last whole epoch", 130)
+        fail("stopped; --resume goes on after the last whole epoch, if there was one", 130)
     except OSError as error:  # a folder that is there already or cannot be written, a full disk
         fail(f"{error} (a run writes into --out-dir)")
 

@@ -323,7 +323,7 @@ LABELLED = [*TEN_CLASSES, "faces"]  # what --features classifier knows
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
-    raise SystemExit(status)
+    raise SystemExit(status) from None
 
 
 def stream(*key):
@@ -415,8 +415,8 @@ def decode(path, size):
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
         if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats
-            scale = 1 / 257 if image.mode != "F" else 255 if image.getextrema()[1] <= 1 else 1
-            image = Image.fromarray((np.asarray(image) * scale + 0.5).clip(0, 255).astype(np.uint8))
+            white = 65535 if image.mode != "F" else 1 if image.getextrema()[1] <= 1 else 255
+            image = Image.fromarray((np.asarray(image) / white * 255 + 0.5).clip(0, 255).astype(np.uint8))
         size = (size, size) if size else image.size
         image = ImageOps.fit(image.convert("RGBA"), size, Image.Resampling.BILINEAR)
         image = Image.alpha_composite(Image.new("RGBA", size, "white"), image).convert("RGB")

@@ -335,7 +335,7 @@ def measure(fakes, real, clusters):
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
-    raise SystemExit(status)
+    raise SystemExit(status) from None
 
 
 @torch.no_grad()
@@ -431,13 +431,10 @@ def draw_landscape(folder, args):
     figure.savefig(folder / "landscape.png")
 
 
-def plot(history, folder, last=True):
-    """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
+def plot(history, folder):
+    """Write the means of each epoch into history.csv and losses.png."""
     rows = [",".join(f"{means.get(name, math.nan):.5g}" for name in history[-1]) for means in history]
     (folder / "history.csv").write_text("\n".join([",".join(history[-1]), *rows]) + "\n")
-    path = folder / "losses.png"
-    if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
-        return  # a plot can take longer than an epoch
     figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
     for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
         values = [[means[name] for name in names] for means in history]
@@ -445,7 +442,7 @@ def plot(history, folder, last=True):
         axis.locator_params("x", integer=True)
         axis.set_xlabel("epoch")
         axis.legend()
-    figure.savefig(path)
+    figure.savefig(folder / "losses.png")
 
 
 def open_folder(args, parent):
@@ -517,9 +514,9 @@ def parse_args(argv=None):
     parser.set_defaults(**BY_LOSS.get(args.loss, {}))
     args = parser.parse_args(argv)  # with the new defaults
     for name, value in vars(args).items():
-        lowest = 0 if type(value) is float or name in ("seed", "limit", "fid_every") else 1
+        lowest = 0 if type(value) is float or name in ("seed", "limit", "fid_every") else 1  # counts: from 1
         if type(value) in (int, float) and not lowest <= value < 10**12:
-            fail(f"--{name.replace('_', '-')}: give a number of at least {lowest}")
+            fail(f"--{name.replace('_', '-')}: give a number from {lowest} to 10**12")
     auto = args.device == "auto"
     if auto:
         args.device = accelerator.current_accelerator().type if accelerator.is_available() else "cpu"
@@ -552,7 +549,7 @@ def main(argv=None):
     try:
         run(args)
     except KeyboardInterrupt:
-        fail("stopped; --resume goes on after the last whole epoch", 130)
+        fail("stopped; --resume goes on after the last whole epoch, if there was one", 130)
     except OSError as error:  # a folder that is there already or cannot be written, a full disk
         fail(f"{error} (a run writes into --out-dir)")
 

@@ -326,18 +326,18 @@ def train(args):
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
         draw(generator, test_a, test_b, folder, epoch)
-        plot(history, folder, last=epoch == args.epochs)
         if args.fid_every and epoch % args.fid_every == 0:
             total = min(10_000, len(test_a))
             fid.track(judge, lambda n: sample(generator, test_a[:n] / 255), folder, epoch, total)
         save(parts, history, folder, args)
+        plot(history, folder, last=epoch == args.epochs)
 
 
 # %% Pictures, files
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
-    raise SystemExit(status)
+    raise SystemExit(status) from None
 
 
 @torch.no_grad()
@@ -361,7 +361,7 @@ def measure(generator, a, b):
 
 
 def draw(generator, test_a, test_b, folder, epoch):
-    """Write the samples of an epoch, rows of inputs, outputs and targets; variants.png; progress.gif."""
+    """Write the samples of an epoch, rows of inputs, outputs and targets; and variants.png."""
     (folder / "samples").mkdir(exist_ok=True)
     a, b = test_a[:10] / 255, test_b[:10] / 255
     grid = in_colour(a, sample(generator, a), b)
@@ -369,10 +369,6 @@ def draw(generator, test_a, test_b, folder, epoch):
     variants = torch.stack([sample(generator, a[:5], dropout=True) for _ in range(6)])  # (6, N, C, S, S)
     columns = in_colour(a[:5], *variants, 2 * variants.std(0, correction=0)).unflatten(0, (8, -1))
     save_image(columns.transpose(0, 1).flatten(0, 1), folder / "variants.png", nrow=8)  # each row: an input
-    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
-    with contextlib.suppress(OSError):  # one may be cut off
-        frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
-        frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
 def in_colour(*batches):
@@ -381,13 +377,13 @@ def in_colour(*batches):
     return torch.cat([images.expand(-1, channels, -1, -1) for images in batches])
 
 
-def plot(history, folder, last=True):
-    """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
+def plot(history, folder, last):
+    """Write history.csv after each epoch; every half a minute, and at last, losses.png and progress.gif."""
     rows = [",".join(f"{means.get(name, math.nan):.5g}" for name in history[-1]) for means in history]
     (folder / "history.csv").write_text("\n".join([",".join(history[-1]), *rows]) + "\n")
     path = folder / "losses.png"
-    if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
-        return  # a plot can take longer than an epoch
+    if not last and path.exists() and time.time() - path.stat().st_mtime < 30:
+        return  # these can take longer than an epoch
     figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
     for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
         values = [[means[name] for name in names] for means in history]
@@ -396,6 +392,10 @@ def plot(history, folder, last=True):
         axis.set_xlabel("epoch")
         axis.legend()
     figure.savefig(path)
+    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
+    with contextlib.suppress(OSError):  # one may be cut off
+        frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
+        frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
 def open_folder(args, parent):
@@ -567,8 +567,8 @@ def decode(path, size, half=None):
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
         if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats
-            scale = 1 / 257 if image.mode != "F" else 255 if image.getextrema()[1] <= 1 else 1
-            image = Image.fromarray((np.asarray(image) * scale + 0.5).clip(0, 255).astype(np.uint8))
+            white = 65535 if image.mode != "F" else 1 if image.getextrema()[1] <= 1 else 255
+            image = Image.fromarray((np.asarray(image) / white * 255 + 0.5).clip(0, 255).astype(np.uint8))
         if half is not None:  # 0: left, 1: right
             middle = image.width // 2
             image = image.crop((half * middle, 0, half * middle + middle, image.height))
@@ -665,9 +665,9 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)  # with the new defaults
     args.image_size = int(args.image_size)
     for name, value in vars(args).items():
-        lowest = 0 if type(value) is float or name in ("seed", "limit", "fid_every") else 1
+        lowest = 0 if type(value) is float or name in ("seed", "limit", "fid_every") else 1  # counts: from 1
         if type(value) in (int, float) and not lowest <= value < 10**12:
-            fail(f"--{name.replace('_', '-')}: give a number of at least {lowest}")
+            fail(f"--{name.replace('_', '-')}: give a number from {lowest} to 10**12")
     check(args)
     if args.fid_every and not args.checkpoint and not Path(DATA).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
@@ -711,7 +711,7 @@ def main(argv=None):
     try:
         run(args)
     except KeyboardInterrupt:
-        fail("stopped; --resume goes on after the last whole epoch", 130)
+        fail("stopped; --resume goes on after the last whole epoch, if there was one", 130)
     except OSError as error:  # a folder that is there already or cannot be written, a full disk
         fail(f"{error} (a run writes into --out-dir)")
 

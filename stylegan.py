@@ -438,17 +438,17 @@ def train(args):
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
         draw(ema, folder, epoch, args)
-        plot(history, folder, last=epoch == args.epochs)
         if args.fid_every and epoch % args.fid_every == 0:
             fid.track(judge, lambda n: sample(ema, torch.randn(n, args.latent_dim)), folder, epoch)
         save(parts, history, folder, args)
+        plot(history, folder, last=epoch == args.epochs)
 
 
 # %% Data, pictures, files
 def fail(message, status=2):
     """End the program with one line on stderr."""
     tqdm.write(f"{SCRIPT}.py: {message}", file=sys.stderr)
-    raise SystemExit(status)
+    raise SystemExit(status) from None
 
 
 def load_images(args):
@@ -505,15 +505,11 @@ def sample(generator, z):
 
 @torch.no_grad()
 def draw(generator, folder, epoch, args):
-    """Write an epoch's samples (always from the same z), progress.gif and three pictures of styles."""
+    """Write an epoch's samples (always from the same z) and three pictures of styles."""
     (folder / "samples").mkdir(exist_ok=True)
     rng = torch.Generator().manual_seed(args.seed)  # leaves training's random numbers alone
     z = torch.randn(64, args.latent_dim, generator=rng).to(args.device)
     save_image(sample(generator, z), folder / "samples" / f"epoch_{epoch:04d}.png", nrow=8)
-    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
-    with contextlib.suppress(OSError):  # one may be cut off
-        frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
-        frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
     # Pairs of rows with the same ends: an arc in Z, where each z is from N(0, I), and a straight line in W.
     rows, t = [], torch.linspace(0, 1, 10, device=z.device)[:, None]
@@ -541,13 +537,13 @@ def draw(generator, folder, epoch, args):
     save_image(sample(generator.synthesis, ws), folder / "truncation.png", nrow=7)
 
 
-def plot(history, folder, last=True):
-    """Write the means of each epoch into history.csv and, after 10 s or the last epoch, losses.png."""
+def plot(history, folder, last):
+    """Write history.csv after each epoch; every half a minute, and at last, losses.png and progress.gif."""
     rows = [",".join(f"{means.get(name, math.nan):.5g}" for name in history[-1]) for means in history]
     (folder / "history.csv").write_text("\n".join([",".join(history[-1]), *rows]) + "\n")
     path = folder / "losses.png"
-    if not last and path.exists() and time.time() - path.stat().st_mtime < 10:
-        return  # a plot can take longer than an epoch
+    if not last and path.exists() and time.time() - path.stat().st_mtime < 30:
+        return  # these can take longer than an epoch
     figure = Figure(figsize=(8, 2.4 * len(PANELS)), layout="constrained")
     for axis, names in zip(figure.subplots(len(PANELS), squeeze=False).flat, PANELS):
         values = [[means[name] for name in names] for means in history]
@@ -556,6 +552,10 @@ def plot(history, folder, last=True):
         axis.set_xlabel("epoch")
         axis.legend()
     figure.savefig(path)
+    paths = sorted(path for path in (folder / "samples").glob("epoch_????.png") if path.stat().st_size)
+    with contextlib.suppress(OSError):  # one may be cut off
+        frames = [Image.open(path) for path in paths[:: math.ceil(len(paths) / 100)]]  # at most 100
+        frames[0].save(folder / "progress.gif", save_all=True, append_images=frames[1:], duration=200, loop=0)
 
 
 def open_folder(args, parent):
@@ -635,8 +635,8 @@ def decode(path, size):
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
         if image.mode.startswith(("I", "F")):  # grey, in 16 bits or as floats
-            scale = 1 / 257 if image.mode != "F" else 255 if image.getextrema()[1] <= 1 else 1
-            image = Image.fromarray((np.asarray(image) * scale + 0.5).clip(0, 255).astype(np.uint8))
+            white = 65535 if image.mode != "F" else 1 if image.getextrema()[1] <= 1 else 255
+            image = Image.fromarray((np.asarray(image) / white * 255 + 0.5).clip(0, 255).astype(np.uint8))
         image = ImageOps.fit(image.convert("RGBA"), (size, size), Image.Resampling.BILINEAR)
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         return np.asarray(image).transpose(2, 0, 1)
@@ -685,7 +685,7 @@ def parse_args(argv=None):
     for name, value in vars(args).items():
         lowest = 0 if type(value) is float or name in ("seed", "mapping_layers", "limit", "fid_every") else 1
         if type(value) in (int, float) and name != "truncation" and not lowest <= value < 10**12:
-            fail(f"--{name.replace('_', '-')}: give a number of at least {lowest}")
+            fail(f"--{name.replace('_', '-')}: give a number from {lowest} to 10**12")
     if args.fid_every and not args.checkpoint and not Path(DATA).with_name("fid.py").exists():
         fail("--fid-every: put fid.py of the same collection beside this script")
     auto = args.device == "auto"
@@ -721,7 +721,7 @@ def main(argv=None):
     try:
         run(args)
     except KeyboardInterrupt:
-        fail("stopped; --resume goes on after the last whole epoch", 130)
+        fail("stopped; --resume goes on after the last whole epoch, if there was one", 130)
     except OSError as error:  # a folder that is there already or cannot be written, a full disk
         fail(f"{error} (a run writes into --out-dir)")
 

@@ -77,6 +77,7 @@ OWN["load_images"] = ["cgan", "dcgan32_wgan_sn", "dcgan64_celeba", "stylegan"]  
 OWN["sample"] = ["cgan", "gan_2d", *TRANSLATORS]  # takes classes; points; pictures
 OWN["make_generator"] = ["pix2pix", "stylegan"]
 OWN["read_pictures"] = ["stylegan"]
+OWN["plot"] = ["gan_2d"]  # makes a film of its own
 OWN["save"] = ["gan_2d", "stylegan"]  # no data; keeps the average
 OWN["main"] = ["dcgan32_wgan_sn", "dcgan64_celeba", "stylegan", *TRANSLATORS]  # --precision
 for name in ("draw", "generate"):  # by class; uniform noise; points; styles; pictures

@@ -6,6 +6,7 @@ What is one text in all scripts is tested on one of them.
 import ast
 import importlib
 import inspect
+import os
 import sys
 from pathlib import Path
 
@@ -112,13 +113,36 @@ def test_a_run_that_dies_while_saving_leaves_the_last_checkpoint(tmp_path, monke
     assert_same_bits(read(tmp_path / "run/checkpoint.pt"), good)
 
 
-def test_a_film_has_at_most_100_frames(tmp_path):
+def test_a_film_has_at_most_100_frames_and_is_made_each_half_minute(tmp_path, no_plots):
+    """A film and a plot can take longer than an epoch of a few images."""
     (tmp_path / "samples").mkdir()
     for epoch in range(1, 251):
         Image.new("L", (8, 8), epoch).save(tmp_path / "samples" / f"epoch_{epoch:04d}.png")
-    args = dcgan_mnist.parse_args(["--device", "cpu"])
-    dcgan_mnist.draw(dcgan_mnist.build(args)["generator"], tmp_path, 251, args)
-    assert 50 < Image.open(tmp_path / "progress.gif").n_frames <= 100
+    history = [{name: 0.0 for panel in dcgan_mnist.PANELS for name in panel}]
+    film, plot = tmp_path / "progress.gif", tmp_path / "losses.png"
+    dcgan_mnist.plot(history, tmp_path, last=False)
+    assert 50 < Image.open(film).n_frames <= 100
+    film.unlink()
+    dcgan_mnist.plot(history * 2, tmp_path, last=False)
+    assert not film.exists()
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 3
+    os.utime(plot, (0, plot.stat().st_mtime - 31))
+    dcgan_mnist.plot(history, tmp_path, last=False)
+    assert film.exists()
+    film.unlink()
+    dcgan_mnist.plot(history, tmp_path, last=True)
+    assert film.exists()
+
+
+def test_an_epoch_is_saved_before_its_plot_is_drawn(tmp_path, monkeypatch, capsys):
+    """So that Ctrl-C there loses nothing that was printed."""
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dcgan_mnist, "plot", interrupt)
+    fails(dcgan_mnist, short("dcgan_mnist", tmp_path / "run"), capsys, "stopped", status=130)
+    assert len(read(tmp_path / "run/checkpoint.pt")["history"]) == 1
 
 
 @trained_on_images
