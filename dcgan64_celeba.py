@@ -338,7 +338,7 @@ def read_sheets(args, pattern="train_??.webp"):
     folder = Path(args.data_dir, "faces")
     sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
     if {sheet.shape for sheet in sheets} != {(2048, 2048, 3)}:
-        fail(f"--data-dir: {folder} has not the sheets of faces; for your own, --dataset folder")
+        fail(f"--data-dir: {folder} lacks the sheets of faces; for your own, --dataset folder")
     faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
     return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
 

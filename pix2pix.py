@@ -25,7 +25,7 @@ the mean difference from the target; `sharpness` is how much neighbouring pixels
 target's. Try --gan-weight 0, which leaves L1 alone: which of the two gets better, and which gets worse?
 
 Papers: Isola et al. 2016, arXiv 1611.07004; Ronneberger et al. 2015, 1505.04597 (U-Net). Departures: small
-pictures, patches and networks; batches of 32; no crops; mirroring only with --flip; samples in eval mode.
+pictures, patches, networks; batches of 32; no crops or mirroring; rates that fall to 0; samples in eval mode.
 """
 
 import argparse
@@ -517,7 +517,7 @@ def read_sheets(args, pattern="train_??.webp"):
     folder = Path(args.data_dir, "faces")
     sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
     if {sheet.shape for sheet in sheets} != {(2048, 2048, 3)}:
-        fail(f"--data-dir: {folder} has not the sheets of faces; for your own, --dataset folder")
+        fail(f"--data-dir: {folder} lacks the sheets of faces; for your own, --dataset folder")
     faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)
     return torch.from_numpy(faces).permute(0, 1, 3, 5, 2, 4).reshape(-1, 3, 64, 64)
 
