@@ -355,8 +355,8 @@ def train(args):
     folder = open_folder(args, f"runs/{SCRIPT}")
     (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
     steps = max(len(a), len(b)) // batch_size  # of an epoch
-    total = steps * (args.epochs - len(history))
-    few = " (too few: raise --epochs)" if total < 1000 else ""
+    total = steps * args.epochs
+    few = " (few: for better pictures raise --epochs)" if total < 1000 else ""
     print(f"{len(a):,} and {len(b):,} pictures, {total:,} steps{few}: {folder}", file=sys.stderr)
 
     options = {name: vars(args)[name] for name in ("cycle_weight", "identity_weight", "precision")}

@@ -247,8 +247,8 @@ def train(args):
         judge = fid.Judge(args.dataset, images, args.device, args.data_dir)  # may train a classifier first
     folder = open_folder(args, f"runs/{SCRIPT}")
     (folder / "config.json").write_text(json.dumps(vars(args) | {"torch": torch.__version__}, indent=2))
-    steps = len(images) // batch_size * (args.epochs - len(history))
-    few = " (too few: raise --epochs)" if steps < 1000 else ""
+    steps = len(images) // batch_size * args.epochs
+    few = " (few: for better pictures raise --epochs)" if steps < 1000 else ""
     print(f"{len(images):,} images, {steps:,} steps{few}, on {args.device}: {folder}", file=sys.stderr)
 
     for epoch in range(len(history) + 1, args.epochs + 1):

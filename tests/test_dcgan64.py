@@ -271,7 +271,9 @@ def test_faces_are_the_default_and_begin_with_noise(tmp_path, monkeypatch, capsy
         sheet.save("data/faces/train_00.webp", lossless=True, method=0)
     steps = watch_steps(monkeypatch, script)
     script.main(["--limit", "4", "--epochs", "2", "--batch-size", "2", "--device", "cpu", "--out-dir", "run"])
-    assert "faces: 4 images, 4 steps (too few: raise --epochs): run\n" in capsys.readouterr().err
+    assert (
+        "faces: 4 images, 4 steps (few: for better pictures raise --epochs): run\n" in capsys.readouterr().err
+    )
     assert [step["noise_std"] for step in steps] == [0.5, 0.5, 0.25, 0.25]
     seen = {
         ((step["real"][i] + 1) * 127.5).round().byte().numpy().tobytes() for step in steps for i in (0, 1)

@@ -179,7 +179,7 @@ def test_kept_generators_draw_what_the_checkpoint_of_that_epoch_draws(tmp_path, 
 
 def test_few_steps_are_said(tmp_path, capsys, no_plots):
     vanilla_gan.main(short("vanilla_gan", tmp_path / "run"))
-    assert "24 images, 12 steps (too few: raise --epochs)" in capsys.readouterr().err
+    assert "24 images, 12 steps (few: for better pictures raise --epochs)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("script", [dcgan64_celeba, stylegan, pix2pix, cyclegan])
