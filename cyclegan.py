@@ -58,7 +58,7 @@ from tqdm import tqdm
 # %% Settings
 SCRIPT = "cyclegan"
 DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
-CACHE = Path(DATA, "cache") if os.access(Path(DATA).parent, os.W_OK) else Path.home() / ".cache/gans"
+CACHE = Path(DATA, "cache") if os.access(DATA, os.W_OK) else Path.home() / ".cache/gans"
 PANELS = [["g_ab", "g_ba"], ["d_a", "d_b"], ["cycle_a", "cycle_b", "identity"]]  # what losses.png shows
 LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # of folders; the last: side by side
 

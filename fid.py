@@ -314,7 +314,7 @@ def inception_score(logits, splits=10):
 # %% Reading images
 SCRIPT = "fid"
 DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
-CACHE = Path(DATA, "cache") if os.access(Path(DATA).parent, os.W_OK) else Path.home() / ".cache/gans"
+CACHE = Path(DATA, "cache") if os.access(DATA, os.W_OK) else Path.home() / ".cache/gans"
 DATASETS = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
 TEN_CLASSES = ["mnist", "fashion_mnist"]
 LABELLED = [*TEN_CLASSES, "faces"]  # what --features classifier knows
@@ -554,17 +554,19 @@ def load_classifier(name, data_dir, device):
     key = hashlib.sha256(f"1 {network!r}".encode() + images.numpy().tobytes() + labels.numpy().tobytes())
     cache = CACHE / f"classifier-{name}-{key.hexdigest()[:12]}.pt"
     if not cache.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
         tqdm.write(f"training a classifier of {name}, once; it is kept in {CACHE}", file=sys.stderr)
         epochs = 4 if name in TEN_CLASSES else 10
-        train_classifier(network.to(device), images.to(device), labels.to(device), epochs)
         tmp = cache.with_suffix(f".{os.getpid()}")  # so that there is never half of one
         try:
+            CACHE.mkdir(parents=True, exist_ok=True)
+            tmp.touch()  # better to fail now than after the training
+            train_classifier(network.to(device), images.to(device), labels.to(device), epochs)
             torch.save(network.state_dict(), tmp)
             tmp.replace(cache)
         except (OSError, RuntimeError) as error:  # a full disk can look like either
-            tmp.unlink(missing_ok=True)
-            fail(f"{cache} cannot be written ({error!r:.150})")
+            if tmp.exists():
+                tmp.unlink()
+            fail(f"no classifier can be made and kept in {CACHE} ({error!r:.150})")
     weights = load_weights(network, cache)
     return network.eval(), f"{name} classifier {weights}"
 
@@ -642,8 +644,10 @@ def track(judge, draw, folder, epoch, count=10_000):
         images = draw(count)
     values = judge(torch.cat([(chunk * 255).round().to(torch.uint8) for chunk in images.split(500)]))
     path = Path(folder, "distances.csv")
-    rows = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2).tolist() if path.exists() else []
-    rows = [row for row in rows if row[0] < epoch] + [[epoch, *values]]  # a resumed run may repeat an epoch
+    rows = []
+    if path.exists():  # a resumed run may repeat an epoch, and lines that somebody edited may be broken
+        rows = np.genfromtxt(path, delimiter=",", skip_header=1, invalid_raise=False, ndmin=2).tolist()
+    rows = [row[:4] for row in rows if len(row) > 3 and row[0] < epoch] + [[epoch, *values]]
     header = "epoch,distance,precision,recall"
     np.savetxt(path.with_suffix(".tmp"), rows, "%.6g", ",", header=header, comments="")
     path.with_suffix(".tmp").replace(path)

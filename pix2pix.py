@@ -55,7 +55,7 @@ from tqdm import tqdm
 # %% Settings
 SCRIPT = "pix2pix"
 DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
-CACHE = Path(DATA, "cache") if os.access(Path(DATA).parent, os.W_OK) else Path.home() / ".cache/gans"
+CACHE = Path(DATA, "cache") if os.access(DATA, os.W_OK) else Path.home() / ".cache/gans"
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["l1", "error"], ["sharpness"]]  # what losses.png shows
 LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # of folders; the last: side by side
 
@@ -238,9 +238,8 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, a, b, l1_weig
     optimizer_g.step()
     discriminator.requires_grad_(True)
 
-    metrics = {"d_loss": d_loss, "g_loss": g_loss}
+    metrics = {"d_loss": d_loss, "g_loss": g_loss, "l1": l1 / 2}  # l1 is from 0 to 1, as `error` is
     metrics |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
-    metrics |= {"l1": l1 / 2}  # from 0 to 1, as `error` is
     return {name: value.detach() for name, value in metrics.items()}  # .item() would wait for the GPU
 
 
@@ -632,6 +631,8 @@ def read_folders(args, train):
     names, uneven = choose(names, args, train), []
     for name in names:
         with contextlib.suppress(Exception), Image.open(a[name]) as x, Image.open(b[name]) as y:
+            for picture in x, y:
+                ImageOps.exif_transpose(picture, in_place=True)
             if abs(x.width * y.height - x.height * y.width) > 0.02 * x.width * y.height:
                 uneven.append(name)
     if uneven:
@@ -696,8 +697,7 @@ def generate(args):
         args.limit = args.generate
         images, _, names = load_pairs(args, train=False)
     folder = open_folder(args, Path(args.checkpoint).parent / "generated")
-    images = sample(generator, images / 255)
-    for name, image in zip(names, images):
+    for name, image in zip(names, sample(generator, images / 255)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         save_image(image, folder / f"{name}.png")
     print(f"{len(images)} pictures in {folder}", file=sys.stderr)

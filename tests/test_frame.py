@@ -170,7 +170,12 @@ def test_fid_track_repeats_an_epoch_that_is_trained_again(tmp_path, no_plots):
         fid.track(lambda images, distance=distance: (distance, 1, 0), draw, tmp_path, epoch, count=501)
     rows = (tmp_path / "distances.csv").read_text().split()[1:]
     assert rows == ["1,9,1,0", "2,7,1,0"]
-    assert [len(images) for images in noise] == [501] * 3
+    with open(tmp_path / "distances.csv", "a") as file:
+        file.write("3;6;1;0\n\nnotes: good\n")
+    fid.track(lambda images: (5.0, 1, 0), draw, tmp_path, 4, count=501)
+    rows = (tmp_path / "distances.csv").read_text().split()[1:]
+    assert rows == ["1,9,1,0", "2,7,1,0", "4,5,1,0"]
+    assert [len(images) for images in noise] == [501] * 4
     assert torch.equal(noise[0], noise[2])  # the same noise each time, so that the curve is smooth
 
 

@@ -19,6 +19,7 @@ from PIL import Image
 import cgan
 import cyclegan
 import dcgan64_celeba
+import fid
 import pix2pix
 import stylegan
 import vanilla_gan
@@ -123,13 +124,22 @@ def test_a_folder_that_cannot_be_written_is_named_in_one_line(tmp_path, monkeypa
     fails(vanilla_gan, short("vanilla_gan", tmp_path / "file/run"), capsys, "file/run", "--out-dir")
 
 
-def test_decoded_pictures_go_to_ones_home_if_the_scripts_folder_cannot_be_written(monkeypatch):
+def test_decoded_pictures_go_to_ones_home_if_the_data_beside_the_script_cannot_be_written(monkeypatch):
     real = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and Path(path) != ROOT)
+    monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and Path(path) != ROOT / "data")
     source = (ROOT / "stylegan.py").read_text()
     names = {"__name__": "copy", "__file__": str(ROOT / "stylegan.py")}
     exec(source, names)
     assert names["CACHE"] == Path.home() / ".cache" / "gans"
+
+
+def test_fid_looks_for_a_place_for_its_classifier_before_it_trains_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(fid, "CACHE", tmp_path / "file/cache")
+    monkeypatch.setattr(fid, "train_classifier", lambda *_: pytest.fail("training comes too early"))
+    with pytest.raises(SystemExit):
+        fid.load_classifier("mnist", fid.DATA, "cpu")
+    assert "file/cache" in capsys.readouterr().err
 
 
 # %% How a run goes on
@@ -248,6 +258,13 @@ def test_pairs_of_unequal_proportions_are_named(domains, capsys):
     args = pix2pix.parse_args([*SMALL, "--dataset", "folder", "--data-dir", "."])
     pix2pix.load_pairs(args, train=True)
     assert "pairs have unequal proportions" in capsys.readouterr().err
+    for path in Path("A").iterdir():  # as tall as B's, once a viewer has turned them, as they say
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("L", (53, 37)).save(path.with_suffix(".jpg"), exif=exif)
+        path.unlink()
+    pix2pix.load_pairs(args, train=True)
+    assert "have unequal" not in capsys.readouterr().err
     args = pix2pix.parse_args([*SMALL, "--dataset", "folder", "--data-dir", "A", "--task", "mosaic"])
     pix2pix.load_pairs(args, train=True)
     assert "have unequal" not in capsys.readouterr().err
