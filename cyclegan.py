@@ -103,7 +103,8 @@ def add_flags(add):
 
 
 # %% Networks
-NORMS = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
+# A group for each channel is instance normalisation; on a CPU it is faster than InstanceNorm2d.
+NORMS = {"batch": nn.BatchNorm2d, "instance": lambda width: nn.GroupNorm(width, width, affine=False)}
 
 
 class ResidualBlock(nn.Module):
@@ -243,8 +244,7 @@ def train_step(
 ):
     """One step of both generators, then of both discriminators, on pictures a and b (N, C, S, S) in [-1, 1].
 
-    `generator` holds G_AB and G_BA as "ab" and "ba"; `discriminator` and `pool` hold "a" and "b". Returns the
-    metrics.
+    `generator` holds G_AB and G_BA as "ab" and "ba"; `discriminator` and `pool` hold "a" and "b".
     """
     ab, ba = generator["ab"], generator["ba"]
 

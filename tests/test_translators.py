@@ -305,6 +305,13 @@ def test_cyclegan_translates_each_picture_for_itself():
     assert torch.allclose(together, network.eval()(a), atol=1e-5)
 
 
+def test_cyclegan_instance_normalisation_is_pytorchs():
+    maps = torch.randn(3, 4, 5, 6) * 3 + 2
+    ours = cyclegan.NORMS["instance"](4)
+    torch.testing.assert_close(ours(maps), torch.nn.InstanceNorm2d(4)(maps))
+    assert not ours.state_dict()
+
+
 def test_cyclegan_a_residual_block_adds_to_its_input():
     block, x = cyclegan.ResidualBlock(8, "instance"), torch.randn(2, 8, 8, 8)
     assert (block(x) - x).min() < -0.5 < 0.5 < (block(x) - x).max()
