@@ -1,9 +1,6 @@
-"""tools/: strip.py and export.py; and evidence/claims.py, as far as it rests."""
+"""tools/: strip.py and export.py."""
 
 import importlib
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,12 +73,3 @@ def test_the_strip_shows_the_first_nine_samples_in_reading_order(tmp_path, capsy
     with pytest.raises(SystemExit, match="2"):
         strip.main([str(tmp_path / "nowhere"), "none.png"])
     assert "has no file NAME.pt" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("flag", ["--list", "--table"])
-def test_claims_are_listed_and_their_tables_printed(flag, tmp_path):
-    """From any folder: claims.py is an archive of runs by earlier scripts, until it is rewritten."""
-    command = [sys.executable, str(Path(ROOT, "evidence/claims.py")), flag]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert "The minimax loss trains worse than the non-saturating one" in result.stdout
