@@ -238,8 +238,8 @@ def train_step(generator, discriminator, optimizer_g, optimizer_d, a, b, l1_weig
     optimizer_g.step()
     discriminator.requires_grad_(True)
 
-    metrics = {"d_loss": d_loss, "g_loss": g_loss, "l1": l1 / 2}  # l1 is from 0 to 1, as `error` is
-    metrics |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean()}
+    metrics = {"d_loss": d_loss, "g_loss": g_loss}  # and l1 from 0 to 1, as `error` is
+    metrics |= {"d_real": real_logits.sigmoid().mean(), "d_fake": fake_logits.sigmoid().mean(), "l1": l1 / 2}
     return {name: value.detach() for name, value in metrics.items()}  # .item() would wait for the GPU
 
 

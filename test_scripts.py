@@ -30,6 +30,7 @@ import dcgan_mnist
 import fid
 import gan_2d
 import pix2pix
+import r3gan
 import stylegan
 import vanilla_gan
 import wgan_gp
@@ -53,6 +54,7 @@ SCRIPTS = {
         "flags": ["--width", "8", "--blocks", "1", "--pool", "2", "--decay", "0"],
         "step": {"cycle_weight": 10.0, "identity_weight": 5.0, "precision": "fp32"},
     },
+    "r3gan": {"flags": [], "step": {}},
     "gan_2d": {"flags": ["--steps", "6"], "step": {"loss": "non-saturating"}},
     "stylegan": {
         "flags": ["--width", "8", "--latent-dim", "16"],
@@ -71,9 +73,23 @@ trained_from_noise = pytest.mark.parametrize("trained", FROM_NOISE, indirect=Tru
 OWN = {name: [*SCRIPTS] for name in ("add_flags", "build", "train", "train_step", "load_generator")}
 OWN |= {name: [*SCRIPTS] for name in ("Generator", "Discriminator", "Critic")}
 OWN |= {name: [*SCRIPTS] for name in ("generator_loss", "discriminator_loss", "critic_loss")}
-OWN["init_weights"] = ["vanilla_gan"]  # no convolutions
-OWN["parse_args"] = ["vanilla_gan", "dcgan64_celeba", "gan_2d", "stylegan", *TRANSLATORS]  # no --published
-OWN["load_images"] = ["cgan", "dcgan32_wgan_sn", "dcgan64_celeba", "stylegan"]  # classes; 32x32; folders
+OWN["init_weights"] = ["vanilla_gan", "r3gan"]  # no convolutions; weights of another size
+OWN["read_sheets"] = ["r3gan"]  # takes no folders
+OWN["parse_args"] = [
+    "vanilla_gan",
+    "r3gan",
+    "dcgan64_celeba",
+    "gan_2d",
+    "stylegan",
+    *TRANSLATORS,
+]  # no --published
+OWN["load_images"] = [
+    "cgan",
+    "r3gan",
+    "dcgan32_wgan_sn",
+    "dcgan64_celeba",
+    "stylegan",
+]  # classes; 32x32; folders
 OWN["sample"] = ["cgan", "gan_2d", *TRANSLATORS]  # takes classes; points; pictures
 OWN["make_generator"] = ["pix2pix", "stylegan"]
 OWN["read_pictures"] = ["stylegan"]
@@ -550,14 +566,12 @@ def test_layers_keep_the_dcgan_recipe(script):
                 assert (layer.eps, layer.momentum) == (1e-5, 0.1)
             if isinstance(layer, nn.LeakyReLU):
                 assert layer.negative_slope == 0.2
-            if (
-                isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
-                and script is not dcgan32_wgan_sn
-            ):
+            drawn = isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
+            if drawn and script not in (dcgan32_wgan_sn, r3gan):
                 expected = pytest.approx(0.02, rel=5 / math.sqrt(2 * layer.weight.numel()))
                 assert layer.weight.std().item() == expected
     norms = [layer for layer in list(parts.values())[1].modules() if isinstance(layer, nn.BatchNorm2d)]
-    counts = {vanilla_gan: 0, wgan_gp: 0, stylegan: 0, cyclegan: 0, pix2pix: 1, dcgan64_celeba: 3}
+    counts = {vanilla_gan: 0, wgan_gp: 0, r3gan: 0, stylegan: 0, cyclegan: 0, pix2pix: 1, dcgan64_celeba: 3}
     assert len(norms) == counts.get(script, 2)
 
 
