@@ -534,7 +534,7 @@ def load_inception(path):
             if not path.exists():
                 torch.hub.download_url_to_file(RELEASE + WEIGHTS, path, hash_prefix=RELEASED)
         except Exception as error:  # many types are possible
-            instead = "give --weights FILE, or for digits, clothes and faces --features classifier"
+            instead = "give --weights FILE, or for digits, clothes and our cartoons --features classifier"
             fail(f"{path} cannot be fetched; put {RELEASE}{WEIGHTS} there, or {instead} ({error!r:.99})")
     network = FIDInception()
     weights = load_weights(network, path)

@@ -127,6 +127,17 @@ def beta1_of_0_9(script):
     )
 
 
+def fully_connected(script):
+    """vanilla_gan.py's networks and initial weights in r3gan.py."""
+    vanilla = importlib.import_module("vanilla_gan")
+    return mock.patch.multiple(
+        script,
+        Generator=lambda latent_dim, width, **form: vanilla.Generator(latent_dim),
+        Discriminator=lambda width, **form: vanilla.Discriminator(),
+        init_weights=vanilla.init_weights,
+    )
+
+
 # %% Settings and claims
 @dataclass(frozen=True)
 class Setting:
@@ -180,6 +191,10 @@ def dcgan32(rates, more=""):
 
 def edited_dcgan(label, name, edit):
     return Setting(label, DCGAN, edited(name, edit), ONE)
+
+
+def stacked(label, flags=""):
+    return Setting(label, f"r3gan --dataset stacked --epochs 10 --fid-every 1 {flags}".strip())
 
 
 def plane():
@@ -252,6 +267,38 @@ CLAIMS = {
         (Setting("vanilla_gan.py", VANILLA), Setting("dcgan_mnist.py", "dcgan_mnist")),
         ("distance", "precision", "recall", "distance after 240 s", "recall after 240 s", "seconds"),
         axis="seconds",
+    ),
+    "r3gan": Claim(
+        "R3GAN's loss, without tricks, draws digits as well as DCGAN and WGAN-GP do",
+        (
+            Setting("r3gan.py", "r3gan"),
+            Setting("dcgan_mnist.py", "dcgan_mnist"),
+            Setting("wgan_gp.py", "wgan_gp"),
+        ),
+        ("distance after 240 s", "recall after 240 s", "distance", "precision", "recall", "seconds"),
+        axis="seconds",
+    ),
+    "loss-or-network": Claim(
+        "The loss matters more than the network: vanilla_gan.py's networks with R3GAN's loss",
+        (
+            Setting("usual loss, 2e-4", VANILLA),
+            Setting("usual loss, 5e-4", f"{VANILLA} --lr-g 5e-4 --lr-d 5e-4"),
+            Setting("R3GAN's loss, 5e-4", "r3gan --epochs 50 --lr-g 5e-4 --lr-d 5e-4", fully_connected),
+        ),
+        ("distance after 240 s", "recall after 240 s", "distance", "precision", "recall", "seconds"),
+        axis="seconds",
+    ),
+    "stacked": Claim(
+        "On 1,000 modes, the relativistic loss needs R1 and R2, and then reaches all",
+        (
+            stacked("usual loss", "--no-pairing --r1-weight 0 --r2-weight 0"),
+            stacked("usual loss, R1", "--no-pairing --r2-weight 0"),
+            stacked("pairs", "--r1-weight 0 --r2-weight 0"),
+            stacked("pairs, R1", "--r2-weight 0"),
+            stacked("pairs, R1, R2"),
+        ),
+        ("modes", "kl", "d_loss", "diversity"),
+        curve="modes",
     ),
     "recipe": Claim(
         "DCGAN's recipe is essential",
@@ -460,14 +507,20 @@ def measure(setting, seed):
     seconds = json.loads(path.read_text()) if path.exists() else {}
     notes = folder / "measured.json"
     known = {row["epoch"]: row for row in json.loads(notes.read_text())} if notes.exists() else {}
-    rows = []
+    rows, counted = [], {}
+    if (folder / "modes.csv").exists():
+        lines = (folder / "modes.csv").read_text().splitlines()
+        counted = {
+            int(epoch): {"modes": int(modes), "kl": float(kl)}
+            for epoch, modes, kl in (line.split(",") for line in lines)
+        }
     for means in history:
         epoch = int(means["epoch"])
         row = {"setting": setting.name, "seed": seed, "epoch": epoch}
         row["seconds"] = seconds.get(str(epoch), math.nan)
         row |= {name: value for name, value in means.items() if name != "epoch"}
-        if setting.script.SCRIPT == "gan_2d":
-            rows.append(row)
+        if setting.script.SCRIPT == "gan_2d" or setting.args.dataset == "stacked":  # these measure themselves
+            rows.append(row | counted.get(epoch, {}))
         elif epoch in EPOCHS or epoch == len(history):
             if epoch not in known:
                 generator = load(setting, seed, epoch)
