@@ -664,7 +664,7 @@ def read_pictures(pictures, size, half=None):
     if cache.exists():
         cached = np.load(cache)
         return torch.from_numpy(cached["images"]), cached["names"].tolist()
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPool(min(8, os.cpu_count() or 1, len(pictures) or 1)) as pool:
         decoded = pool.imap(lambda path: decode(path, size, half), pictures.values())
         decoded = dict(zip(pictures, tqdm(decoded, "decoding", len(pictures))))
     names = [name for name in pictures if decoded[name] is not None]

@@ -500,7 +500,7 @@ def decode_all(paths, cache):
     CACHE.mkdir(parents=True, exist_ok=True)
     tmp = cache.with_suffix(f".{os.getpid()}")  # another process may decode the same
     try:
-        with ThreadPool(min(8, os.cpu_count() or 1)) as pool, open(tmp, "wb") as file:
+        with ThreadPool(min(8, os.cpu_count() or 1, len(paths) or 1)) as pool, open(tmp, "wb") as file:
             for image in tqdm(pool.imap(lambda path: decode(path, 64), paths), "decoding", len(paths)):
                 if image is not None:
                     file.write(image.tobytes())

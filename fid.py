@@ -432,7 +432,7 @@ def batches(image_set, args):
             yield [batch]
         return
     paths, image_set.images = image_set.images, []
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPool(min(8, os.cpu_count() or 1, len(paths) or 1)) as pool:
         for start in range(0, len(paths), args.batch_size):
             chunk = paths[start : start + args.batch_size]
             decoded = dict(zip(chunk, pool.map(lambda path: decode(path, args.image_size), chunk)))

@@ -650,7 +650,7 @@ def read_pictures(paths, size):
     cache = CACHE / f"{hashlib.sha256(repr([size, stats]).encode()).hexdigest()[:16]}.npy"
     if cache.exists():
         return torch.from_numpy(np.load(cache))
-    with ThreadPool(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPool(min(8, os.cpu_count() or 1, len(paths) or 1)) as pool:
         decoded = pool.imap(lambda path: decode(path, size), paths)
         images = [image for image in tqdm(decoded, "decoding", len(paths)) if image is not None]
     if not images:

@@ -142,6 +142,19 @@ def test_fid_looks_for_a_place_for_its_classifier_before_it_trains_it(tmp_path, 
     assert "file/cache" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("cores", "count", "threads"), [(16, 40, 8), (2, 40, 2), (16, 3, 3), (None, 40, 1)])
+def test_decoding_takes_at_most_eight_threads_the_cores_or_the_pictures(
+    cores, count, threads, tmp_path, monkeypatch
+):
+    write_pictures(tmp_path / "pictures", count)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    started, pool = [], stylegan.ThreadPool
+    monkeypatch.setattr(stylegan, "ThreadPool", lambda number: started.append(number) or pool(number))
+    monkeypatch.setattr(stylegan, "CACHE", tmp_path / "cache")
+    stylegan.read_pictures(sorted((tmp_path / "pictures").iterdir()), 8)
+    assert started == [threads]
+
+
 # %% How a run goes on
 def test_a_run_goes_on_elsewhere_with_other_data_rates_and_its_history(
     tmp_path, monkeypatch, capsys, no_plots
