@@ -29,11 +29,12 @@ Try --r1-weight 0 --r2-weight 0. Which of the curves tells you first that someth
 
 Papers: Huang et al. 2024, arXiv 2501.05441; Jolicoeur-Martineau 2018, 1807.00734 (pairs); Mescheder et al.
 2018, 1801.04406 (R1, R2). Departures: the networks of dcgan_mnist.py without batch normalisation, which learn
-faster on a CPU than residual ones; no average of G's weights; constant rates.
+faster on a CPU than residual ones; constant rates and weights. An average of G's weights draws, as there.
 """
 
 import argparse
 import contextlib
+import copy
 import json
 import math
 import sys
@@ -61,10 +62,11 @@ def add_flags(add):
     add("--pairing", action=argparse.BooleanOptionalAction, default=True, help="no: each image alone")
     add("--r1-weight", type=float, default=1.0, help="of the penalty on D's slope at real images; 0: none")
     add("--r2-weight", type=float, default=1.0, help="of the penalty on D's slope at fakes; 0: none")
+    add("--ema-images", type=int, default=10_000, help="half-life of the weights' average, in images")
     add("--width", type=int, default=16, help="channels of D's first convolution; other layers have more")
     add("--epochs", type=int, default=25, help="passes over the training images")
-    add("--lr-g", type=float, default=2e-3, help="Adam's learning rate for the generator")
-    add("--lr-d", type=float, default=2e-3, help="Adam's learning rate for the discriminator")
+    add("--lr-g", type=float, default=4e-3, help="Adam's learning rate for the generator")
+    add("--lr-d", type=float, default=4e-3, help="Adam's learning rate for the discriminator")
     add("--batch-size", type=int, default=128, help="images per step")
     add("--latent-dim", type=int, default=100, help="length of the noise vector z")
     names = ["mnist", "fashion_mnist", "faces", "stacked"]
@@ -156,8 +158,15 @@ def squared_slopes(logits, images):
 
 
 # %% Training step
+def average(ema, generator, decay):
+    """Moves `ema` towards the generator: G wobbles from step to step, and its average hardly does."""
+    torch._foreach_lerp_([*ema.parameters()], [*generator.parameters()], 1 - decay)  # all in one kernel
+    for mean, new in zip(ema.buffers(), generator.buffers()):
+        mean.copy_(new)
+
+
 def train_step(
-    generator, discriminator, optimizer_g, optimizer_d, real, pairing=True, r1_weight=1.0, r2_weight=1.0
+    generator, discriminator, optimizer_g, optimizer_d, ema, real, pairing, r1_weight, r2_weight, ema_images
 ):
     """One step of D, then one of G, on images `real` (N, C, S, S) in [-1, 1]. Returns the metrics."""
     # D learns to put each real image above a fake, and to stay flat at both.
@@ -180,6 +189,7 @@ def train_step(
     g_loss.backward()
     optimizer_g.step()
     discriminator.requires_grad_(True)
+    average(ema, generator, decay=0.5 ** (len(real) / ema_images))
 
     metrics = {"d_loss": d_loss, "g_loss": g_loss}
     metrics |= {"d_real": real_logits.mean(), "d_fake": fake_logits.mean(), "r1": r1, "r2": r2}
@@ -204,6 +214,7 @@ def build(args):
         "discriminator": discriminator,
         "optimizer_g": torch.optim.Adam(generator.parameters(), args.lr_g, **adam),
         "optimizer_d": torch.optim.Adam(discriminator.parameters(), args.lr_d, **adam),
+        "ema": copy.deepcopy(generator).requires_grad_(False),
     }
 
 
@@ -212,7 +223,7 @@ def train(args):
     images = load_images(args)
     batch_size = min(args.batch_size, len(images))
     parts = build(args)
-    generator = parts["generator"]
+    ema = parts["ema"]  # the averaged generator, which draws the samples
     history = []  # the mean metrics of each epoch
     if args.resume:
         history = load_checkpoint(args.resume, **parts)["history"]  # and the parts are as they were
@@ -233,7 +244,7 @@ def train(args):
     few = " (few: for better pictures raise --epochs)" if steps < 1000 else ""
     print(f"{len(images):,} images, {steps:,} steps{few}, on {args.device}: {folder}", file=sys.stderr)
 
-    options = {name: vars(args)[name] for name in ("pairing", "r1_weight", "r2_weight")}
+    options = {name: vars(args)[name] for name in ("pairing", "r1_weight", "r2_weight", "ema_images")}
     for epoch in range(len(history) + 1, args.epochs + 1):
         torch.manual_seed(args.seed * 10_000 + epoch)  # so a resumed run draws the same numbers
         order = torch.randperm(len(images)).to(args.device)
@@ -246,12 +257,12 @@ def train(args):
         history.append({"epoch": epoch} | means)
         text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
         print(f"epoch {epoch}/{args.epochs}  {text}  {time.perf_counter() - start:.0f} s", flush=True)
-        draw(generator, folder, epoch, args)
+        draw(ema, folder, epoch, args)
         if args.fid_every and epoch % args.fid_every == 0:
             if args.dataset == "stacked":
-                count_modes(judge, generator, folder, epoch)
+                count_modes(judge, ema, folder, epoch)
             else:
-                fid.track(judge, lambda n: sample(generator, torch.randn(n, args.latent_dim)), folder, epoch)
+                fid.track(judge, lambda n: sample(ema, torch.randn(n, args.latent_dim)), folder, epoch)
         save(parts, history, folder, args)
         plot(history, folder, last=epoch == args.epochs)
 
@@ -377,7 +388,7 @@ def save(parts, history, folder, args):
     tmp = folder / "checkpoint.tmp"
     try:
         if args.keep_every and len(history) % args.keep_every == 0:
-            torch.save({name: checkpoint[name] for name in ("generator", "script", "settings")}, tmp)
+            torch.save({name: checkpoint[name] for name in ("ema", "script", "settings")}, tmp)
             tmp.replace(folder / f"generator_epoch_{len(history):04d}.pt")
         torch.save(checkpoint, tmp)
         tmp.replace(folder / "checkpoint.pt")
@@ -400,10 +411,10 @@ def load_checkpoint(path, **modules):
 
 
 def load_generator(path, device="cpu"):
-    """The generator of a checkpoint, for any program: sample(load_generator(path), torch.randn(64, 100))."""
+    """The averaged generator of a checkpoint: sample(load_generator(path), torch.randn(64, 100))."""
     settings = argparse.Namespace(**load_checkpoint(path)["settings"], device="cpu")
-    generator = build(settings)["generator"]
-    load_checkpoint(path, generator=generator)
+    generator = build(settings)["ema"]
+    load_checkpoint(path, ema=generator)
     return generator.to(device).eval()
 
 

@@ -54,7 +54,10 @@ SCRIPTS = {
         "flags": ["--width", "8", "--blocks", "1", "--pool", "2", "--decay", "0"],
         "step": {"cycle_weight": 10.0, "identity_weight": 5.0, "precision": "fp32"},
     },
-    "r3gan": {"flags": [], "step": {}},
+    "r3gan": {
+        "flags": [],
+        "step": {"pairing": True, "r1_weight": 1.0, "r2_weight": 1.0, "ema_images": 1000},
+    },
     "gan_2d": {"flags": ["--steps", "6"], "step": {"loss": "non-saturating"}},
     "stylegan": {
         "flags": ["--width", "8", "--latent-dim", "16"],
@@ -94,7 +97,7 @@ OWN["sample"] = ["cgan", "gan_2d", *TRANSLATORS]  # takes classes; points; pictu
 OWN["make_generator"] = ["pix2pix", "stylegan"]
 OWN["read_pictures"] = ["stylegan"]
 OWN["plot"] = ["gan_2d"]  # makes a film of its own
-OWN["save"] = ["gan_2d", "stylegan"]  # no data; keeps the average
+OWN["save"] = ["gan_2d", "stylegan", "r3gan"]  # no data; these keep the average
 OWN["main"] = ["dcgan32_wgan_sn", "dcgan64_celeba", "stylegan", *TRANSLATORS]  # --precision
 for name in ("draw", "generate"):  # by class; uniform noise; points; styles; pictures
     OWN[name] = ["cgan", "dcgan32_wgan_sn", "gan_2d", "stylegan", *TRANSLATORS]

@@ -1,5 +1,6 @@
 """r3gan.py: its losses, penalties, step, initial weights, and stacked digits."""
 
+import copy
 import math
 
 import numpy as np
@@ -66,7 +67,10 @@ def test_r3gan_step_is_the_papers(r1_weight, r2_weight):
     optimizers["optimizer_d"] = torch.optim.SGD(d.parameters(), 0.01)
     torch.manual_seed(5)
     weights = {"r1_weight": r1_weight, "r2_weight": r2_weight}
-    metrics = r3gan.train_step(g, d, **optimizers, real=real, **weights)
+    ema = copy.deepcopy(g).requires_grad_(False)
+    step = {"pairing": True, "ema_images": 4} | weights  # 4 images leave half of the old average
+    metrics = r3gan.train_step(g, d, **optimizers, ema=ema, real=real, **step)
+    assert ema.s.item() == pytest.approx((0.5 + g.s.item()) / 2)
     torch.manual_seed(5)
     z1, z2 = torch.randn(4, 2), torch.randn(4, 2)
     x2, f2 = real.square().sum((1, 2, 3)), (0.5 * z1).square().sum(1)  # |x|^2 and |G(z)|^2
