@@ -32,7 +32,6 @@ small pictures, networks and patches; 4 epochs, not 200; batches of 16; a pool o
 
 import argparse
 import contextlib
-import csv
 import hashlib
 import json
 import math
@@ -58,7 +57,8 @@ from tqdm import tqdm
 # %% Settings
 SCRIPT = "cyclegan"
 DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
-CACHE = Path(DATA, "cache") if os.access(DATA, os.W_OK) else Path.home() / ".cache/gans"
+CACHE = Path(DATA, "cache")  # or, if that cannot be written, in the home folder
+CACHE = CACHE if os.access(CACHE if CACHE.exists() else DATA, os.W_OK) else Path.home() / ".cache/gans"
 PANELS = [["g_ab", "g_ba"], ["d_a", "d_b"], ["cycle_a", "cycle_b", "identity"]]  # what losses.png shows
 LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # of folders; the last: side by side
 
@@ -561,8 +561,8 @@ def load_domains(args, train):
 def split(items, args, train):
     """Which items are A, and which are B."""
     if args.task == "glasses":  # A: faces without, B: faces with them
-        with open(Path(args.data_dir, "faces", "train.csv" if train else "test.csv")) as file:
-            glasses = [row["glasses"] != "none" for row in csv.DictReader(file)]
+        path = Path(args.data_dir, "faces", "train.csv" if train else "test.csv")
+        glasses = np.genfromtxt(path, None, delimiter=",", names=True, encoding="utf-8")["glasses"] != "none"
         sides = {"a": [row for row in items if not glasses[row]], "b": [row for row in items if glasses[row]]}
     else:  # to train on A made from B, half for each; otherwise all for both
         sides = {"a": items[0::2], "b": items[1::2]} if args.task and train else {"a": items, "b": items}

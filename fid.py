@@ -314,7 +314,8 @@ def inception_score(logits, splits=10):
 # %% Reading images
 SCRIPT = "fid"
 DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
-CACHE = Path(DATA, "cache") if os.access(DATA, os.W_OK) else Path.home() / ".cache/gans"
+CACHE = Path(DATA, "cache")  # or, if that cannot be written, in the home folder
+CACHE = CACHE if os.access(CACHE if CACHE.exists() else DATA, os.W_OK) else Path.home() / ".cache/gans"
 DATASETS = {"mnist": datasets.MNIST, "fashion_mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
 TEN_CLASSES = ["mnist", "fashion_mnist"]
 LABELLED = [*TEN_CLASSES, "faces"]  # what --features classifier knows
@@ -661,8 +662,7 @@ def track(judge, draw, folder, epoch, count=10_000):
         axis.locator_params("x", integer=True)
         axis.legend()
     figure.savefig(Path(folder, "distance.png"))
-    distance, precision, recall = values
-    print(f"  distance {distance:.1f}  precision {precision:.3f}  recall {recall:.3f}", flush=True)
+    print("  distance {:.1f}  precision {:.3f}  recall {:.3f}".format(*values), flush=True)
 
 
 # %% Command line

@@ -8,11 +8,10 @@
         └─────────────────┘                         a ──┘
 
 In cgan.py both players are told a class. Here they are told a picture: G turns the input a into G(a), and D
-sees the input beside the target b, or beside G(a). But why a GAN, when the target is known? Because there is
-not just one. Many digits could hide behind one mosaic, and a G that only has to come close to b hedges
-between them all: with the L1 loss it paints the median of each pixel, a blur. D asks something else: could b
-be *a* target of *this* input? A blur could not. So pix2pix adds two losses: L1 puts the large shapes in
-place, and D makes them sharp.
+sees the input beside the target b, or beside G(a). But why a GAN, when the target is known? Because many
+digits could hide behind one mosaic, and a G that only has to come close to b hedges: with the L1 loss it
+paints the median of each pixel, a blur. D asks something else: could b be *a* target of *this* input? A blur
+could not. So pix2pix adds two losses: L1 puts the large shapes in place, and D makes them sharp.
 
     L_D = -1/2 E[log D(a, b)] - 1/2 E[log(1 - D(a, G(a)))]
     L_G = -E[log D(a, G(a))] + 100 E|b - G(a)|
@@ -55,7 +54,8 @@ from tqdm import tqdm
 # %% Settings
 SCRIPT = "pix2pix"
 DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
-CACHE = Path(DATA, "cache") if os.access(DATA, os.W_OK) else Path.home() / ".cache/gans"
+CACHE = Path(DATA, "cache")  # or, if that cannot be written, in the home folder
+CACHE = CACHE if os.access(CACHE if CACHE.exists() else DATA, os.W_OK) else Path.home() / ".cache/gans"
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["l1", "error"], ["sharpness"]]  # what losses.png shows
 LAYOUTS = ("trainA", "trainB"), ("A", "B"), ("train", "train")  # of folders; the last: side by side
 

@@ -10,26 +10,26 @@
 
 In dcgan_mnist.py every fake has to pass the same bar: D must think it real. One digit that passes is enough,
 so G may as well draw nothing but ones. And a long list of tricks has grown up around that loss to keep it
-steady: batch normalisation, softer targets, noise, small momentum. Do we need them?
+steady: batch normalisation, softer targets, noise. Do we need them?
 
 Show D a fake beside a real image, and ask only which of the two is real. Now there is a bar for each real
-image, and no place where all fakes are good enough: if G leaves out the sevens, a fake that is shown beside a
-seven always loses. That is the relativistic pairing. With softplus(t) = log(1 + e^t):
+image, and no place where all fakes are good enough: if G leaves out the sevens, fakes beside a seven lose as
+soon as D has noticed. That is the relativistic pairing. With softplus(t) = log(1 + e^t):
 
     L_D = E[softplus(D(G(z)) - D(x))] + r1/2 E|grad D(x)|^2 + r2/2 E|grad D(G(z))|^2
     L_G = E[softplus(D(x) - D(G(z)))]
 
 Alone, the pairing need not converge: the two players can circle for ever. R1, known from stylegan.py, makes D
-flat at real images, and near the goal that is enough. But at first the fakes lie elsewhere, where D may be as
-steep as it likes, and its steep slopes throw G about. R2 makes D flat there, too. With both the paper proves
-that the players settle, if they start near the goal; and the tricks can go.
+flat at real images. Near the goal, where fakes lie close to these, the paper proves that R1 is enough. But at
+first they lie elsewhere, where D may be as steep as it likes, and its slopes throw G about. R2 makes D flat
+there, too. With both, the paper's players settle, and the tricks can go.
 
-What to watch: d_real - d_fake, D's lead. Between equals it is 0, and both losses are log 2 = 0.693.
+What to watch: the losses. A D that cannot tell gives all images one score, and both are log 2 = 0.693.
 Try --r1-weight 0 --r2-weight 0. Which of the curves tells you first that something is wrong?
 
 Papers: Huang et al. 2024, arXiv 2501.05441; Jolicoeur-Martineau 2018, 1807.00734 (pairs); Mescheder et al.
-2018, 1801.04406 (R1, R2). Departures: the networks of dcgan_mnist.py without batch normalisation, which learn
-faster on a CPU than residual ones; constant rates and weights. An average of G's weights draws, as there.
+2018, 1801.04406 (R1, R2). Departures: the small networks of dcgan_mnist.py without batch normalisation, not
+deep residual ones; constant rates and weights. As in the paper, an average of G's weights draws the samples.
 """
 
 import argparse
@@ -125,9 +125,9 @@ class Discriminator(nn.Module):
 
 
 def init_weights(module):
-    """Weights from N(0, 2 / n), where n weights meet in an output: no layer makes its input louder or softer.
+    """Weights from N(0, 2 / n), where n weights meet in an output (He et al. 2015, arXiv 1502.01852).
 
-    (He et al. 2015, arXiv 1502.01852.) Batch normalisation would make up for a bad start; there is none.
+    So signals neither grow nor fade from layer to layer. There is no batch normalisation to mend that.
     """
     if not isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
         return
@@ -158,6 +158,7 @@ def squared_slopes(logits, images):
 
 
 # %% Training step
+@torch.no_grad()
 def average(ema, generator, decay):
     """Moves `ema` towards the generator: G wobbles from step to step, and its average hardly does."""
     torch._foreach_lerp_([*ema.parameters()], [*generator.parameters()], 1 - decay)  # all in one kernel
@@ -305,7 +306,7 @@ def count_modes(classifier, generator, folder, epoch, count=26_000):
     """Print how many of the 1,000 modes occur in `count` samples, and KL(q || u); into modes.csv, too.
 
     A mode is what the digits of an image are, told by fid.py's classifier. q are the modes' shares, u is
-    1/1000 each. The KL of as many training images is about 0.04, for not all digits are equally frequent.
+    1/1000 each. As many training images have a KL of 0.023, for they are a sample, too.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -58,7 +58,8 @@ from tqdm import tqdm
 SCRIPT = "stylegan"
 DATA = str(Path(globals().get("__file__", "cell")).resolve().parent / "data")  # notebooks have no __file__
 PANELS = [["d_loss", "g_loss"], ["d_real", "d_fake"], ["r1"], ["diversity"]]  # what losses.png shows
-CACHE = Path(DATA, "cache") if os.access(DATA, os.W_OK) else Path.home() / ".cache/gans"
+CACHE = Path(DATA, "cache")  # or, if that cannot be written, in the home folder
+CACHE = CACHE if os.access(CACHE if CACHE.exists() else DATA, os.W_OK) else Path.home() / ".cache/gans"
 FACES = {"image_size": 64, "width": 16, "epochs": 30}  # settings for the cartoons, where none are given
 DEFAULTS = {"faces": FACES, "celeba": {"image_size": 64}, "folder": {"image_size": 64}}
 CELEBA = Path("celeba", "img_align_celeba")  # where torchvision has its pictures, in --data-dir

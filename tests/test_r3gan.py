@@ -70,6 +70,7 @@ def test_r3gan_step_is_the_papers(r1_weight, r2_weight):
     ema = copy.deepcopy(g).requires_grad_(False)
     step = {"pairing": True, "ema_images": 4} | weights  # 4 images leave half of the old average
     metrics = r3gan.train_step(g, d, **optimizers, ema=ema, real=real, **step)
+    assert not ema.s.requires_grad
     assert ema.s.item() == pytest.approx((0.5 + g.s.item()) / 2)
     torch.manual_seed(5)
     z1, z2 = torch.randn(4, 2), torch.randn(4, 2)
@@ -107,6 +108,7 @@ def test_r3gan_stacks_three_digits_and_counts_their_modes(tmp_path, capsys):
     digits = datasets.MNIST(ROOT / "data").data
     known = {digit.numpy().tobytes() for digit in digits}
     assert all(channel.numpy().tobytes() in known for image in images for channel in image)
+    assert not any(torch.equal(image[0], image[1]) or torch.equal(image[1], image[2]) for image in images)
 
     class Tells(nn.Module):
         """Of an image of one level v, the digit v."""

@@ -124,9 +124,16 @@ def test_a_folder_that_cannot_be_written_is_named_in_one_line(tmp_path, monkeypa
     fails(vanilla_gan, short("vanilla_gan", tmp_path / "file/run"), capsys, "file/run", "--out-dir")
 
 
-def test_decoded_pictures_go_to_ones_home_if_the_data_beside_the_script_cannot_be_written(monkeypatch):
+@pytest.mark.parametrize("locked", ["data", "data/cache"])
+def test_decoded_pictures_go_to_ones_home_if_the_place_beside_the_script_cannot_be_written(
+    locked, monkeypatch
+):
     real = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and Path(path) != ROOT / "data")
+    monkeypatch.setattr(os, "access", lambda path, mode: real(path, mode) and Path(path) != ROOT / locked)
+    exists = Path.exists
+    monkeypatch.setattr(
+        Path, "exists", lambda path: locked == "data/cache" if path.name == "cache" else exists(path)
+    )
     source = (ROOT / "stylegan.py").read_text()
     names = {"__name__": "copy", "__file__": str(ROOT / "stylegan.py")}
     exec(source, names)
