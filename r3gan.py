@@ -2,19 +2,17 @@
 
     python r3gan.py                                     # 25 epochs, into runs/r3gan/001
     python r3gan.py --dataset stacked --fid-every 1     # three digits in each image: 1,000 modes
-    python r3gan.py --no-pairing --r2-weight 0          # the usual loss and R1, to compare
 
     x ─────────► D ──► D(x) ────┐
                                 ├──► which of the two is real?
     z ──► G ──► D ──► D(G(z)) ──┘
 
 In dcgan_mnist.py every fake has to pass the same bar: D must think it real. One digit that passes is enough,
-so G may as well draw nothing but ones. And a long list of tricks has grown up around that loss to keep it
-steady: batch normalisation, softer targets, noise. Do we need them?
+so G may draw nothing but ones. And many tricks keep that loss steady. Do we need them?
 
-Show D a fake beside a real image, and ask only which of the two is real. Now there is a bar for each real
-image, and no place where all fakes are good enough: if G leaves out the sevens, fakes beside a seven lose as
-soon as D has noticed. That is the relativistic pairing. With softplus(t) = log(1 + e^t):
+Show D a fake beside a real image, and ask which one is real: that is the relativistic pairing. Now each
+real image is a bar. If G leaves out the sevens, fakes beside a seven lose as soon as D has noticed. With
+softplus(t) = log(1 + e^t):
 
     L_D = E[softplus(D(G(z)) - D(x))] + r1/2 E|grad D(x)|^2 + r2/2 E|grad D(G(z))|^2
     L_G = E[softplus(D(x) - D(G(z)))]

@@ -400,7 +400,8 @@ def test_two_processes_resume_and_one_goes_on(tmp_path, no_plots):
 
 def test_torchrun_decodes_a_folder_once_and_leaves_one_run(pictures, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    shutil.copy(script.__file__, tmp_path)  # decoded pictures go beside it
+    shutil.copy(script.__file__, tmp_path)
+    Path("data").mkdir()  # beside it: decoded pictures go there
     command += [
         Path(script.__file__).name,
         "--dataset",
