@@ -12,12 +12,12 @@ so G may draw nothing but ones. And many tricks keep that loss steady. Do we nee
 
 Show D a fake beside a real image, and ask which one is real: that is the relativistic pairing. Now each
 real image is a bar. If G leaves out the sevens, fakes beside a seven lose as soon as D has noticed. With
-softplus(t) = log(1 + e^t):
+softplus(t) = log(1 + e^t), and gradients with respect to the image:
 
     L_D = E[softplus(D(G(z)) - D(x))] + r1/2 E|grad D(x)|^2 + r2/2 E|grad D(G(z))|^2
     L_G = E[softplus(D(x) - D(G(z)))]
 
-Alone, the pairing need not converge: the two players can circle for ever. R1, known from stylegan.py, makes D
+Pairing alone may never settle: the two players can circle for ever. R1, known from stylegan.py, makes D
 flat at real images. Near the goal, where fakes lie close to these, the paper proves that R1 is enough. But at
 first they lie elsewhere, where D may be as steep as it likes, and its slopes throw G about. R2 makes D flat
 there, too. With both, the paper's players settle, and the tricks can go.
@@ -27,7 +27,7 @@ Try --r1-weight 0 --r2-weight 0. Which of the curves tells you first that someth
 
 Papers: Huang et al. 2024, arXiv 2501.05441; Jolicoeur-Martineau 2018, 1807.00734 (pairs); Mescheder et al.
 2018, 1801.04406 (R1, R2). Departures: the small networks of dcgan_mnist.py without batch normalisation, not
-deep residual ones; constant rates and weights. As in the paper, an average of G's weights draws the samples.
+deep residual ones; constant rates and penalties. As in the paper, an average of G's weights draws samples.
 """
 
 import argparse
@@ -151,7 +151,7 @@ def generator_loss(real_logits, fake_logits, pairing=True):
 
 def squared_slopes(logits, images):
     """|grad D|^2 at each image (N,): the squares of a logit's derivatives by all pixels, added up."""
-    gradient = torch.autograd.grad(logits.sum(), images, create_graph=True)[0]
+    gradient = torch.autograd.grad(logits.sum(), images, create_graph=True)[0]  # no logit has two images
     return gradient.square().sum((1, 2, 3))
 
 
@@ -175,12 +175,12 @@ def train_step(
     logits = discriminator(images)
     real_logits, fake_logits = logits.chunk(2)
     d_loss = discriminator_loss(real_logits, fake_logits, pairing)
-    r1, r2 = squared_slopes(logits, images).view(2, -1).mean(1)
+    r1, r2 = squared_slopes(logits, images).view(2, -1).mean(1)  # of real images, of fakes
     optimizer_d.zero_grad()
     (d_loss + r1_weight / 2 * r1 + r2_weight / 2 * r2).backward()
     optimizer_d.step()
 
-    # G learns to put its fakes, new ones, above the real images; D is frozen.
+    # G learns to put new fakes above the real images, for the updated D, which is frozen now.
     discriminator.requires_grad_(False)
     fake = generator(torch.randn(len(real), generator.latent_dim, device=real.device))
     g_loss = generator_loss(discriminator(real), discriminator(fake), pairing)
