@@ -707,6 +707,7 @@ def seen():
     """
     vanilla, dcgan = importlib.import_module("vanilla_gan"), importlib.import_module("dcgan_mnist")
     sets = [fid.images_and_labels("mnist", DATA, train=train)[0] / 127.5 - 1 for train in (True, False)]
+    PICTURES.mkdir(parents=True, exist_ok=True)
     shown = sets[1][:10]
     both = torch.cat([halves(shown), halves(shown, torch.arange(10).roll(-1))])
     save_image(F.interpolate((both + 1) / 2, scale_factor=3), PICTURES / "sight.png", nrow=10, pad_value=0.4)
