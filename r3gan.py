@@ -8,7 +8,7 @@
     z ──► G ──► D ──► D(G(z)) ──┘
 
 In dcgan_mnist.py every fake has to pass the same bar: D must think it real. One digit that passes is enough,
-so G may draw nothing but ones. And many tricks keep that loss steady. Do we need them?
+so G may draw nothing but ones. Batch normalisation, softer targets, noise: do we need all these tricks?
 
 Show D a fake beside a real image, and ask which one is real: that is the relativistic pairing. Now each
 real image is a bar. If G leaves out the sevens, fakes beside a seven lose as soon as D has noticed. With
@@ -289,10 +289,10 @@ def load_images(args):
     return images[torch.randperm(len(images))[: args.limit or None]].to(args.device)
 
 
-def read_sheets(args, pattern="train_??.webp"):
+def read_sheets(args):
     """The cartoon faces (N, 3, 64, 64) of data/faces: a sheet has 32 rows of 32."""
     folder = Path(args.data_dir, "faces")
-    sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob(pattern))]
+    sheets = [np.asarray(Image.open(path)) for path in sorted(folder.glob("train_??.webp"))]
     if {sheet.shape for sheet in sheets} != {(2048, 2048, 3)}:
         fail(f"--data-dir: {folder} lacks the sheets of faces")
     faces = np.stack(sheets).reshape(-1, 32, 64, 32, 64, 3)  # (sheets, rows, 64, columns, 64, 3)

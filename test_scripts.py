@@ -78,21 +78,10 @@ OWN |= {name: [*SCRIPTS] for name in ("Generator", "Discriminator", "Critic")}
 OWN |= {name: [*SCRIPTS] for name in ("generator_loss", "discriminator_loss", "critic_loss")}
 OWN["init_weights"] = ["vanilla_gan", "r3gan"]  # no convolutions; weights of another size
 OWN["read_sheets"] = ["r3gan"]  # takes no folders
-OWN["parse_args"] = [
-    "vanilla_gan",
-    "r3gan",
-    "dcgan64_celeba",
-    "gan_2d",
-    "stylegan",
-    *TRANSLATORS,
-]  # no --published
-OWN["load_images"] = [
-    "cgan",
-    "r3gan",
-    "dcgan32_wgan_sn",
-    "dcgan64_celeba",
-    "stylegan",
-]  # classes; 32x32; folders
+# These have no --published:
+OWN["parse_args"] = ["vanilla_gan", "r3gan", "dcgan64_celeba", "gan_2d", "stylegan", *TRANSLATORS]
+# Classes; three digits and faces; 32x32; folders:
+OWN["load_images"] = ["cgan", "r3gan", "dcgan32_wgan_sn", "dcgan64_celeba", "stylegan"]
 OWN["sample"] = ["cgan", "gan_2d", *TRANSLATORS]  # takes classes; points; pictures
 OWN["make_generator"] = ["pix2pix", "stylegan"]
 OWN["read_pictures"] = ["stylegan"]

@@ -18,7 +18,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where the scripts are
 
 ORDER = "vanilla_gan", "dcgan_mnist", "wgan_gp", "cgan", "dcgan32_wgan_sn"
-ORDER += "dcgan64_celeba", "pix2pix", "cyclegan", "stylegan"
+ORDER += "dcgan64_celeba", "pix2pix", "cyclegan", "stylegan", "r3gan"
 CELL, GAP = 64, 8  # pixels of an image, and between two blocks
 
 
