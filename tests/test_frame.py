@@ -176,6 +176,10 @@ def test_fid_track_repeats_an_epoch_that_is_trained_again(tmp_path, no_plots):
     rows = (tmp_path / "distances.csv").read_text().split()[1:]
     assert rows == ["1,9,1,0", "2,7,1,0", "4,5,1,0"]
     assert [len(images) for images in noise] == [501] * 4
+    for line, kept in ("1,9,1,0,a note", ["1,9,1,0"]), ("1,9", []):  # columns too many, or too few
+        (tmp_path / "distances.csv").write_text(f"a table\n{line}\n")
+        fid.track(lambda images: (5.0, 1, 0), draw, tmp_path, 4, count=1)
+        assert (tmp_path / "distances.csv").read_text().split()[1:] == [*kept, "4,5,1,0"]
     assert torch.equal(noise[0], noise[2])  # the same noise each time, so that the curve is smooth
 
 

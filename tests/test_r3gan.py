@@ -124,7 +124,7 @@ def test_r3gan_stacks_three_digits_and_counts_their_modes(tmp_path, capsys):
             return None, F.one_hot(x[:, 0, 0, 0].long(), 10).float()
 
     class Draws(nn.Module):
-        """The mode 123 for the first three of four z, else 124."""
+        """The mode 123 for the first three of four z, else 132."""
 
         latent_dim = 1
 
@@ -136,7 +136,7 @@ def test_r3gan_stacks_three_digits_and_counts_their_modes(tmp_path, capsys):
             numbers = torch.arange(self.count, self.count + len(z))
             self.count += len(z)
             levels = torch.tensor([1.0, 2.0, 3.0]).repeat(len(z), 1)
-            levels[numbers % 4 == 3, 2] = 4.0
+            levels[numbers % 4 == 3] = torch.tensor([1.0, 3.0, 2.0])
             return (levels / 127.5 - 1)[:, :, None, None].expand(-1, -1, 28, 28)
 
     r3gan.count_modes(Tells(), Draws(), tmp_path, epoch=3, count=1000)
